@@ -1,0 +1,99 @@
+"""How files are written: whole or not at all.
+
+A file is written under a temporary name in its own folder, flushed to the disk, and renamed over the old one; a folder
+is filled under a temporary name and renamed. Whatever happens in between, the last good state stays readable.
+Temporary names start with `.tmp-`; nothing that reads a folder looks at them.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+TEMPORARY = ".tmp-"
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success flush it and rename it to `path`, on any error remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}"
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+        flush(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Flush a file, or a folder with the files directly in it, to the disk."""
+    for name in (*(sorted(path.iterdir()) if path.is_dir() else ()), path):
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with replaced(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN and infinities are refused with a ValueError."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a file that is no JSON is a ValueError that names it."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what an interrupted writer left behind in `folder`."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Return 16 hexadecimal digits that identify a JSON-serialisable value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Look `name` up in `table`; an unknown one is a ValueError with the nearest name and all the options."""
+    if name in table:
+        return table[name]
+    raise ValueError(f"unknown {kind} {name!r}{nearest(name, table)}; the options are {', '.join(table)}")
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` for the option closest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(options), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
