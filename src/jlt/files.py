@@ -7,6 +7,7 @@ Temporary names start with `.tmp-`; nothing that reads a folder looks at them.
 
 import contextlib
 import difflib
+import fcntl
 import hashlib
 import json
 import os
@@ -28,13 +29,21 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         flush(temporary)
+        if temporary.is_dir() and path.exists():  # a rename replaces a file, but only an empty folder
+            path.rename(temporary.with_name(temporary.name + ".old"))
         temporary.replace(path)
         flush(path.parent)
+        remove(temporary.with_name(temporary.name + ".old"))
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder; one that is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -69,10 +78,7 @@ def read_json(path: Path) -> Any:
 def remove_temporaries(folder: Path) -> None:
     """Remove what an interrupted writer left behind in `folder`."""
     for leftover in folder.glob(f"{TEMPORARY}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+        remove(leftover)
 
 
 def sha256(path: Path) -> str:
@@ -97,3 +103,17 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """Return `, did you mean 'x'?` for the option closest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(options), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`; one that another process holds is a ValueError.
+
+    The system drops the lock when the process ends, however it ends.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{path.parent} is in use by another process") from None
+        yield

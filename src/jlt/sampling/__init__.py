@@ -1,1 +1,7 @@
-"""The sampling room."""
+"""Sampling: time grids, ODE solvers, guidance, the field they solve, and images from seeds."""
+
+from jlt.sampling.field import Field, classifier_free
+from jlt.sampling.generator import Generator, Samples, load
+from jlt.sampling.solvers import SOLVERS, euler, heun
+
+__all__ = ["SOLVERS", "Field", "Generator", "Samples", "classifier_free", "euler", "heun", "load"]

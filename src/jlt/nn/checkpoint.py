@@ -1,0 +1,176 @@
+"""The checkpoint: a folder a step, safetensors and JSON, no pickle, readable without PyTorch.
+
+    step-00001000/
+      checkpoint.json          format_version, step, `model` (TransformerConfig), whatever else the trainer states,
+                               and `files`: the SHA-256 of every tensor file
+      model.safetensors        the weights
+      ema-0.9999.safetensors   one file an average, float32, by its decay
+      optimizer.safetensors    AdamW's state, `exp_avg/<weight>`, `exp_avg_sq/<weight>`, `step/<weight>`
+      representation/          what decodes the latents (jlt.data), so that a checkpoint alone can make images
+
+A folder appears under its name only when it is whole. Reading verifies every hash of what it reads.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jlt import files
+from jlt.nn.ema import EMA
+from jlt.nn.transformer import Transformer, TransformerConfig
+
+FORMAT_VERSION = 1
+HEADER = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: its folder and header; tensors are read when asked for."""
+
+    folder: Path
+    header: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.header["step"])
+
+    @property
+    def config(self) -> TransformerConfig:
+        return TransformerConfig(**self.header["model"])
+
+    @property
+    def decays(self) -> list[float]:
+        """Decays of the averages it holds, in the order in which they were named for training."""
+        return [
+            float(name.removeprefix("ema-").removesuffix(".safetensors"))
+            for name in self.header["files"]
+            if name.startswith("ema-")
+        ]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read one tensor file, "model", "optimizer" or "ema-<decay>", after verifying its hash."""
+        path = self.folder / f"{name}.safetensors"
+        if path.name not in self.header["files"]:
+            raise ValueError(f"{self.folder} holds no {name!r}; it holds {', '.join(self.header['files'])}")
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; {HEADER} names it")
+        found, promised = files.sha256(path), self.header["files"][path.name]
+        if found != promised:
+            raise ValueError(f"{path} has SHA-256 {found[:16]}..., {HEADER} promises {promised[:16]}...")
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from None
+
+    def resolve(self, weights: str = "ema") -> str:
+        """Return the tensor file that `weights` means: "ema" (the first average), "model", or a decay ("0.9999")."""
+        options = {"model": "model"} | {f"{decay:g}": f"ema-{decay:g}" for decay in self.decays}
+        if self.decays:
+            options = {"ema": f"ema-{self.decays[0]:g}"} | options
+        return files.choose("weights", weights, options)
+
+    def load_model(self, weights: str = "ema") -> Transformer:
+        """Build the network with the weights asked for; the first tensor that does not fit is named."""
+        model = Transformer(self.config)
+        load_weights(model, self.tensors(self.resolve(weights)), self.folder)
+        return model
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
+    """Copy `state` into the model; the first missing, surplus or differently shaped tensor is a ValueError."""
+    own = dict(model.named_parameters())
+    for name in [*own, *state]:
+        ours, theirs = (list(side[name].shape) if name in side else "absent" for side in (own, state))
+        if ours != theirs:
+            raise ValueError(f"tensor {name!r} is {theirs} in {origin}, the model expects {ours}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+def save(
+    folder: Path,
+    model: Transformer,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer | None,
+    header: Mapping[str, Any],
+    extra: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Write a checkpoint, whole or not at all; `extra(folder)` may add files of its own, such as the representation."""
+    with files.replaced(folder) as temporary:
+        temporary.mkdir()
+        tensors: dict[str, dict[str, Tensor]] = {"model": dict(model.named_parameters())}
+        tensors |= {f"ema-{decay:g}": average for decay, average in ema.averages.items()}
+        if optimizer is not None:
+            tensors["optimizer"] = optimizer_tensors(model, optimizer)
+        for name, state in tensors.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / f"{name}.safetensors")
+        extra(temporary)
+        full = {
+            "format_version": FORMAT_VERSION,
+            **header,
+            "model": dataclasses.asdict(model.config),
+            "files": {f"{name}.safetensors": files.sha256(temporary / f"{name}.safetensors") for name in tensors},
+        }
+        (temporary / HEADER).write_text(json.dumps(full, indent=1, allow_nan=False))
+
+
+def read(folder: Path) -> Checkpoint:
+    """Open a checkpoint folder, or the last one of a run folder."""
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist; a run folder or a checkpoint folder is wanted")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a run folder or a checkpoint folder is wanted")
+    if not (folder / HEADER).is_file():
+        steps = list_steps(folder)
+        if not steps:
+            raise ValueError(f"{folder} holds no {HEADER} and no checkpoints/step-*; it is no run and no checkpoint")
+        folder = steps[max(steps)]
+    header = files.read_json(folder / HEADER)
+    version = header.get("format_version") if isinstance(header, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{folder} is a checkpoint of format version {version}, this jlt reads {FORMAT_VERSION}")
+    missing = {"step", "model", "files"} - header.keys()
+    if missing:
+        raise ValueError(f"{folder / HEADER} lacks {', '.join(sorted(missing))}")
+    return Checkpoint(folder, header)
+
+
+def list_steps(run: Path) -> dict[int, Path]:
+    """Return a run's checkpoint folders by step."""
+    return {int(path.name.removeprefix("step-")): path for path in sorted((run / "checkpoints").glob("step-*"))}
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flatten an optimizer's state to tensors named `<entry>/<weight>`."""
+    return {
+        f"{entry}/{name}": value
+        for name, parameter in model.named_parameters()
+        for entry, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned; a weight without state, where others have some, is a ValueError."""
+    for name, parameter in model.named_parameters():
+        state = {
+            entry: tensors[f"{entry}/{name}"]
+            for entry in ("step", "exp_avg", "exp_avg_sq")
+            if f"{entry}/{name}" in tensors
+        }
+        if tensors and len(state) != 3:
+            raise ValueError(f"the optimizer's state of {name!r} has {len(state)} tensors, AdamW keeps 3")
+        # AdamW keeps its step count on the CPU
+        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}

@@ -1,0 +1,219 @@
+"""The backbone that all targets share, to the last weight (paper, "Backbone").
+
+Called as `model(z, t, label)` with `z` (B, C, S, S), `t` (B,) in [0, 1], and `label` (B,) in [0, num_classes], where
+`num_classes` itself means "no class"; the output has the shape of `z`. Sizes are in letters: B batch, N tokens,
+D hidden size, H heads, P = patch_size^2 * C numbers a token. Tokens are in row-major order, a token's numbers in
+(row, column, channel) order. Runs on any device and dtype; attention is PyTorch's scaled dot product.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIZES = {  # depth, hidden size, heads; the paper's B, L, H (from JiT), and two for one GPU or a CPU
+    "Ti": (12, 192, 3),
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "H": (32, 1280, 16),
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Everything that determines the network's architecture.
+
+    Attributes:
+        latent_size: height and width of the latent.
+        latent_channels: channels of the latent.
+        patch_size: latent positions along the side of a token.
+        hidden_size: width of the residual stream.
+        depth: number of blocks.
+        num_heads: attention heads; hidden_size / num_heads must be a multiple of 4 (two axes of rotated pairs).
+        num_classes: classes; 0 makes the network unconditional.
+        mlp_ratio: the SwiGLU's width is int(mlp_ratio * hidden_size * 2/3).
+        version: version of this configuration; later options default to off.
+    """
+
+    latent_size: int
+    latent_channels: int
+    patch_size: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    mlp_ratio: float = 4.0
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.version != 1:
+            raise ValueError(f"the model's configuration is of version {self.version}, this jlt knows version 1")
+        for name in ("latent_size", "latent_channels", "patch_size", "hidden_size", "depth", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
+        if self.latent_size % self.patch_size:
+            raise ValueError(f"latent_size {self.latent_size} is not a multiple of patch_size {self.patch_size}")
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 x num_heads {self.num_heads}")
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens an image."""
+        return (self.latent_size // self.patch_size) ** 2
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one latent: (channels, height, width)."""
+        return (self.latent_channels, self.latent_size, self.latent_size)
+
+
+def model_name(target: str, config: TransformerConfig) -> str:
+    """Return the model's one name, for instance `JLT-B/1` (x), `DiT-B/1` (v), `eps-B/1`, or `JLT-4x128/2`."""
+    family = {"x": "JLT", "v": "DiT"}.get(target, target)
+    shape = (config.depth, config.hidden_size, config.num_heads)
+    size = next((name for name, row in SIZES.items() if row == shape), f"{config.depth}x{config.hidden_size}")
+    return f"{family}-{size}/{config.patch_size}"
+
+
+class Transformer(nn.Module):
+    """The network; `seed` determines its initial weights, and no global random state is read or written."""
+
+    def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        d, p = config.hidden_size, config.patch_size**2 * config.latent_channels
+        with torch.random.fork_rng(devices=[]):  # nn.Linear draws weights that `initialise` draws again
+            self.embed = nn.Linear(p, d)
+            self.time = TimeEmbedding(d)
+            self.label = nn.Embedding(config.num_classes + 1, d) if config.num_classes else None
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+            self.norm = nn.RMSNorm(d, eps=1e-6)
+            self.modulation = nn.Linear(d, 2 * d)
+            self.output = nn.Linear(d, p)
+        self.register_buffer("rotation", rotary_table(config), persistent=False)
+        self.rotation: Tensor
+        self.initialise(seed)
+
+    def initialise(self, seed: int) -> None:
+        """Draw the initial weights: Xavier-uniform linears, N(0, 0.02) embeddings, zeros where the paper says."""
+        generator = torch.Generator().manual_seed(seed)
+        zero = {self.modulation, self.output} | {block.modulation for block in self.blocks if isinstance(block, Block)}
+        small = {self.time.hidden, self.time.out}
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+                if module in zero:
+                    nn.init.zeros_(module.weight)
+                elif module in small:
+                    nn.init.normal_(module.weight, std=0.02, generator=generator)
+                else:
+                    nn.init.xavier_uniform_(module.weight, generator=generator)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+
+    def forward(
+        self, z: Float[Tensor, "b c s s"], t: Float[Tensor, " b"], label: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b c s s"]:
+        """Return the prediction `y`; `label` is needed unless the network is unconditional, and then is ignored."""
+        condition = self.time(t)  # (B, D)
+        if self.label is not None:
+            assert label is not None, "a class-conditional network needs labels; num_classes means no class"
+            condition = condition + self.label(label)
+        condition = F.silu(condition)
+        x = self.embed(patchify(z, self.config.patch_size))  # (B, N, D)
+        for block in self.blocks:
+            x = block(x, condition, self.rotation)
+        shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, dim=-1)
+        x = self.output(modulate(self.norm(x), shift, scale))  # (B, N, P)
+        return unpatchify(x, self.config)
+
+
+class Block(nn.Module):
+    """A Transformer block: attention and SwiGLU, each scaled, shifted and gated by the condition (adaLN-Zero)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, width = config.hidden_size, int(config.mlp_ratio * config.hidden_size * 2 / 3)
+        self.head_size = d // config.num_heads
+        self.modulation = nn.Linear(d, 6 * d)
+        self.norm_attention = nn.RMSNorm(d, eps=1e-6)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.norm_q = nn.RMSNorm(self.head_size, eps=1e-6)
+        self.norm_k = nn.RMSNorm(self.head_size, eps=1e-6)
+        self.project = nn.Linear(d, d)
+        self.norm_mlp = nn.RMSNorm(d, eps=1e-6)
+        self.mlp_in = nn.Linear(d, 2 * width)
+        self.mlp_out = nn.Linear(width, d)
+
+    def forward(self, x: Tensor, condition: Tensor, rotation: Tensor) -> Tensor:
+        """Map tokens (B, N, D) under SiLU(condition) (B, D)."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).unsqueeze(1).chunk(6, dim=-1)
+        x = x + gate_a * self.attention(modulate(self.norm_attention(x), shift_a, scale_a), rotation)
+        return x + gate_m * self.mlp(modulate(self.norm_mlp(x), shift_m, scale_m))
+
+    def attention(self, x: Tensor, rotation: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        q, k = rotate(self.norm_q(q), rotation), rotate(self.norm_k(k), rotation)
+        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        gate, value = self.mlp_in(x).chunk(2, dim=-1)
+        return self.mlp_out(F.silu(gate) * value)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of t itself (256 numbers, cosines first, period 10,000), then a two-layer SiLU MLP."""
+
+    def __init__(self, hidden_size: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(frequencies, hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+        half = frequencies // 2
+        self.register_buffer("frequency", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)
+        self.frequency: Tensor
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times (B,) as (B, D); the sinusoids are worked out in float32 whatever the weights' dtype."""
+        angle = t.float()[:, None] * self.frequency.float()
+        embedding = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.hidden.weight.dtype)
+        return self.out(F.silu(self.hidden(embedding)))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+def rotary_table(config: TransformerConfig) -> Float[Tensor, "2 n pairs"]:
+    """Return cosines and sines of the 2-D rotary embedding: half of a head's dimensions for rows, half for columns."""
+    axis = config.hidden_size // config.num_heads // 2
+    frequency = 10000.0 ** -(torch.arange(0, axis, 2) / axis)
+    side = torch.arange(config.latent_size // config.patch_size)
+    rows, columns = torch.meshgrid(side, side, indexing="ij")
+    angle = torch.cat([rows.reshape(-1, 1) * frequency, columns.reshape(-1, 1) * frequency], dim=-1)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate adjacent pairs of each head's dimensions, (B, H, N, D/H), by their token's angles."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotation.to(x.dtype).unbind(0)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+def patchify(z: Tensor, patch_size: int) -> Tensor:
+    """Cut (B, C, S, S) into tokens (B, N, P), each in (row, column, channel) order."""
+    tokens = z.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, C, rows, p, columns, p)
+    return tokens.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(tokens: Tensor, config: TransformerConfig) -> Tensor:
+    """Put tokens (B, N, P) together again as (B, C, S, S)."""
+    side, p = config.latent_size // config.patch_size, config.patch_size
+    grid = tokens.unflatten(2, (p, p, -1)).unflatten(1, (side, side))  # (B, rows, columns, p, p, C)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, *config.shape)

@@ -1,0 +1,107 @@
+"""The recipe: everything that determines a training run besides its latents."""
+
+from dataclasses import dataclass, field
+
+from jlt import files
+from jlt.flow import WEIGHTS, TimeDensity, target
+from jlt.nn.transformer import SIZES, TransformerConfig
+
+DTYPES = ("float32", "bfloat16")
+# A run may go on with other values of these; every other difference is refused.
+MAY_CHANGE = ("steps", "save_every", "keep_last", "keep_every")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; the defaults are the paper's recipe (paper, "Recipe") where it has one.
+
+    Attributes:
+        target: what the network predicts: x, eps, v, or k=K for x - K eps.
+        loss_space: the space in which the prediction is scored: x, eps or v.
+        loss_weight: weight of the loss over t: constant, or min-snr-5.
+        times: density of the training time t.
+        floor: bound on |det| in every velocity, training and sampling alike.
+        size: the network, Ti, S, B, L or H, or DEPTHxWIDTHxHEADS such as 6x192x3.
+        patch_size: latent positions along the side of a token.
+        steps: optimizer steps.
+        batch_size: images a step, over all devices.
+        learning_rate: after the warm-up.
+        warmup_steps: steps over which the learning rate rises from 0.
+        decay_steps: last steps over which it falls linearly to 0; 0 keeps it constant, as in the paper.
+        betas: AdamW's.
+        weight_decay: AdamW's.
+        clip: largest norm of the gradient.
+        ema_decays: decays of the averages kept; the first is the one that samples by default.
+        label_drop: share of images whose label is replaced by "no class".
+        flip: train on mirrored latents half of the time (they must have been encoded).
+        dtype: float32, or bfloat16 for autocast.
+        seed: of the weights, the data order, and every random number.
+        held_out_every: steps between measurements of the held-out loss; 0 never.
+        save_every: steps between checkpoints; the last step always has one.
+        keep_last: checkpoints kept, counted from the last.
+        keep_every: besides, checkpoints whose step is a multiple of this; 0 none.
+    """
+
+    target: str = "x"
+    loss_space: str = "v"
+    loss_weight: str = "constant"
+    times: TimeDensity = field(default_factory=TimeDensity)
+    floor: float = 0.05
+    size: str = "B"
+    patch_size: int = 1
+    steps: int = 250_000
+    batch_size: int = 1024
+    learning_rate: float = 2e-4
+    warmup_steps: int = 6250
+    decay_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema_decays: tuple[float, ...] = (0.9999, 0.9996)
+    label_drop: float = 0.1
+    flip: bool = False
+    dtype: str = "float32"
+    seed: int = 0
+    held_out_every: int = 5000
+    save_every: int = 5000
+    keep_last: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        target(self.target), target(self.loss_space)
+        files.choose("loss weight", self.loss_weight, WEIGHTS)
+        files.choose("dtype", self.dtype, dict.fromkeys(DTYPES))
+        for name in ("steps", "batch_size", "patch_size", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "held_out_every", "keep_every", "floor", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.label_drop <= 1:
+            raise ValueError(f"label_drop must be in [0, 1], got {self.label_drop}")
+        architecture(self.size)
+
+    def model(self, shape: tuple[int, int, int], num_classes: int) -> TransformerConfig:
+        """Return the network's configuration for latents of that shape (channels, height, width)."""
+        channels, height, width = shape
+        if height != width:
+            raise ValueError(f"the backbone takes square latents, these are {height} x {width}")
+        depth, hidden_size, num_heads = architecture(self.size)
+        return TransformerConfig(height, channels, self.patch_size, hidden_size, depth, num_heads, num_classes)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of the step numbered `step`, counted from 0: the first warm-up step has 0."""
+        warmup = step / self.warmup_steps if self.warmup_steps else 1.0
+        decay = (self.steps - step) / self.decay_steps if self.decay_steps else 1.0
+        return self.learning_rate * min(1.0, warmup, decay)
+
+
+def architecture(size: str) -> tuple[int, int, int]:
+    """Return (depth, hidden size, heads) of a size's name or of DEPTHxWIDTHxHEADS."""
+    parts = size.split("x")
+    if len(parts) == 3 and all(part.isdecimal() for part in parts):
+        return int(parts[0]), int(parts[1]), int(parts[2])
+    return files.choose("size", size, {**SIZES, "DEPTHxWIDTHxHEADS": (0, 0, 0)})
