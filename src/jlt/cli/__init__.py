@@ -1,5 +1,90 @@
-"""The command line: one file a command; each parses, calls and prints."""
+"""The command line: one file a command, whose function `run` parses (its signature and docstring are the help), calls
+the library, and prints.
+
+`jlt --help` reads only the table below; a command's module is imported when it is asked for. Bad input, which the
+library raises as ValueError or OSError, becomes one line on standard error and exit code 2.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from jlt import __version__, files
+
+COMMANDS = {
+    "quickstart": "train, sample and compare two models on real digits, with a report, in minutes on a CPU",
+    "encode": "turn images into latents on disk",
+    "latents": "look at latents on disk, or check them against what they promise",
+    "train": "train a Transformer on latents; the same command again resumes",
+    "sample": "make images with a trained run",
+    "evaluate": "measure a run's images against real ones",
+    "geometry": "measure the latents' spectrum, and what each prediction target makes of it",
+    "compare": "train and measure runs that differ in declared settings and in nothing else",
+    "report": "write a page from a record",
+}
+
+HELP = f"""jlt {__version__}: clean-latent prediction in latent diffusion Transformers
+
+usage: jlt COMMAND [OPTIONS]     jlt COMMAND --help describes each option
+
+{chr(10).join(f"  {name:<12}{what}" for name, what in COMMANDS.items())}
+
+  jlt --version prints the version. JLT_DEBUG=1 in the environment shows a traceback with an error."""
 
 
-def main() -> None:
-    """Run `jlt COMMAND ...`."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run `jlt COMMAND ...`; return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        files.choose("command", arguments[0], COMMANDS)
+        command = importlib.import_module(f"jlt.cli.{arguments[0]}")
+        return call(command.run, f"jlt {arguments[0]}", arguments[1:])
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("JLT_DEBUG"):
+            raise
+        print(f"jlt: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jlt: interrupted", file=sys.stderr)
+        return 130
+
+
+def call(run: Callable[..., int | None], program: str, arguments: list[str]) -> int:
+    """Parse the arguments by the signature of `run` and call it; what it returns, if anything, is the exit code."""
+    import tyro  # not before a command is known: `jlt --help` needs no parser
+
+    @functools.wraps(run)
+    def bind(*positional: object, **named: object) -> Callable[[], int | None]:
+        return lambda: run(*positional, **named)
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):  # around the parsing only, or progress bars would go the same way
+            bound = tyro.cli(bind, prog=program, args=arguments)
+    except SystemExit as end:
+        if end.code in (0, None):
+            return 0
+        raise ValueError(plain(complaint.getvalue())) from None
+    return bound() or 0
+
+
+def plain(box: str) -> str:
+    """Turn the parser's framed complaint into one line, without the help text below it."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not re.match("[╭╰]", line)]
+    text = " ".join("; " if set(line) == {"─"} else line for line in lines)
+    return re.split(r";\s+(?:For full helptext|Argument helptext)", text)[0]
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split()).replace(" ; ", "; ")

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+EPS = 1e-6  # of every RMSNorm
 SIZES = {  # depth, hidden size, heads; the paper's B, L, H (from JiT), and two for one GPU or a CPU
     "Ti": (12, 192, 3),
     "S": (12, 384, 6),
@@ -93,7 +94,7 @@ class Transformer(nn.Module):
             self.time = TimeEmbedding(d)
             self.label = nn.Embedding(config.num_classes + 1, d) if config.num_classes else None
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-            self.norm = nn.RMSNorm(d, eps=1e-6)
+            self.norm = nn.RMSNorm(d, eps=EPS)
             self.modulation = nn.Linear(d, 2 * d)
             self.output = nn.Linear(d, p)
         self.register_buffer("rotation", rotary_table(config), persistent=False)
@@ -130,7 +131,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, condition, self.rotation)
         shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, dim=-1)
-        x = self.output(modulate(self.norm(x), shift, scale))  # (B, N, P)
+        x = self.output(modulated_norm(x, self.norm.weight, shift, scale))  # (B, N, P)
         return unpatchify(x, self.config)
 
 
@@ -142,24 +143,28 @@ class Block(nn.Module):
         d, width = config.hidden_size, int(config.mlp_ratio * config.hidden_size * 2 / 3)
         self.head_size = d // config.num_heads
         self.modulation = nn.Linear(d, 6 * d)
-        self.norm_attention = nn.RMSNorm(d, eps=1e-6)
+        self.norm_attention = nn.RMSNorm(d, eps=EPS)
         self.qkv = nn.Linear(d, 3 * d)
-        self.norm_q = nn.RMSNorm(self.head_size, eps=1e-6)
-        self.norm_k = nn.RMSNorm(self.head_size, eps=1e-6)
+        self.norm_q = nn.RMSNorm(self.head_size, eps=EPS)
+        self.norm_k = nn.RMSNorm(self.head_size, eps=EPS)
         self.project = nn.Linear(d, d)
-        self.norm_mlp = nn.RMSNorm(d, eps=1e-6)
+        self.norm_mlp = nn.RMSNorm(d, eps=EPS)
         self.mlp_in = nn.Linear(d, 2 * width)
         self.mlp_out = nn.Linear(width, d)
 
     def forward(self, x: Tensor, condition: Tensor, rotation: Tensor) -> Tensor:
         """Map tokens (B, N, D) under SiLU(condition) (B, D)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).unsqueeze(1).chunk(6, dim=-1)
-        x = x + gate_a * self.attention(modulate(self.norm_attention(x), shift_a, scale_a), rotation)
-        return x + gate_m * self.mlp(modulate(self.norm_mlp(x), shift_m, scale_m))
+        tokens = modulated_norm(x, self.norm_attention.weight, shift_a, scale_a)
+        x = torch.addcmul(x, gate_a, self.attention(tokens, rotation))
+        tokens = modulated_norm(x, self.norm_mlp.weight, shift_m, scale_m)
+        return torch.addcmul(x, gate_m, self.mlp(tokens))
 
     def attention(self, x: Tensor, rotation: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
-        q, k = rotate(self.norm_q(q), rotation), rotate(self.norm_k(k), rotation)
+        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_size))  # (B, N, 3, H, D/H)
+        weight = torch.stack([self.norm_q.weight, self.norm_k.weight])
+        q, k = rotated_norm(qkv[:, :, :2], weight, rotation).permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        v = qkv[:, :, 2].transpose(1, 2)
         return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -185,25 +190,35 @@ class TimeEmbedding(nn.Module):
         return self.out(F.silu(self.hidden(embedding)))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+def modulated_norm(x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return `RMSNorm(x) (1 + scale) + shift`; the norm's weight joins the scale, which has no token axis."""
+    return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], eps=EPS), weight * (1 + scale))
 
 
-def rotary_table(config: TransformerConfig) -> Float[Tensor, "2 n pairs"]:
-    """Return cosines and sines of the 2-D rotary embedding: half of a head's dimensions for rows, half for columns."""
+def rotary_table(config: TransformerConfig) -> Float[Tensor, "2 n d"]:
+    """Return cosines and sines of the 2-D rotary embedding: half of a head's dimensions for rows, half for columns.
+
+    A pair (a, b) turns to (a cos - b sin, b cos + a sin), so the sine of each pair's first dimension is negated.
+    """
     axis = config.hidden_size // config.num_heads // 2
     frequency = 10000.0 ** -(torch.arange(0, axis, 2) / axis)
     side = torch.arange(config.latent_size // config.patch_size)
     rows, columns = torch.meshgrid(side, side, indexing="ij")
     angle = torch.cat([rows.reshape(-1, 1) * frequency, columns.reshape(-1, 1) * frequency], dim=-1)
-    return torch.stack([angle.cos(), angle.sin()])
+    return torch.stack([torch.stack([angle.cos()] * 2, -1), torch.stack([-angle.sin(), angle.sin()], -1)]).flatten(2)
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate adjacent pairs of each head's dimensions, (B, H, N, D/H), by their token's angles."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rotation.to(x.dtype).unbind(0)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+def rotated_norm(x: Tensor, weight: Tensor, rotation: Tensor) -> Tensor:
+    """Return queries and keys (B, N, 2, H, D/H) after RMSNorm with their weights (2, D/H), turned by their place."""
+    x = F.rms_norm(x, x.shape[-1:], eps=EPS)
+    cos, sin = rotation.to(x.dtype)[:, :, None, None]  # (N, 1, 1, D/H)
+    weight = weight[:, None]  # (2, 1, D/H)
+    return torch.addcmul(x * (weight * cos), swap_pairs(x), swap_pairs(weight) * sin)
+
+
+def swap_pairs(x: Tensor) -> Tensor:
+    """Exchange the members of each adjacent pair of the last axis."""
+    return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
 
 
 def patchify(z: Tensor, patch_size: int) -> Tensor:
