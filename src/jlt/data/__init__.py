@@ -1,1 +1,23 @@
-"""The data room."""
+"""Data: image sources, representations, and latents on disk. See each module's docstring for its contract."""
+
+from jlt.data.encoding import encode, real_images
+from jlt.data.representations import REPRESENTATIONS, Representation, load_representation
+from jlt.data.shards import Affine, Latents, Manifest, open_latents
+from jlt.data.sources import SOURCES, Source, Subset, held_out_indices, open_source
+
+__all__ = [
+    "REPRESENTATIONS",
+    "SOURCES",
+    "Affine",
+    "Latents",
+    "Manifest",
+    "Representation",
+    "Source",
+    "Subset",
+    "encode",
+    "held_out_indices",
+    "load_representation",
+    "open_latents",
+    "open_source",
+    "real_images",
+]

@@ -95,7 +95,7 @@ def convert(
         return y  # not even a division of det by det, which may be zero
     a_x, a_eps = source.coefficients(t)
     b_x, b_eps = to.coefficients(t)
-    return ((b_x * a_eps - b_eps * a_x) * z + to.det(t) * y) / floored(source.det(t), floor)
+    return ((b_x * a_eps - b_eps * a_x) * z + to.det(t) * y) / floored(source.det(t), a_eps - a_x, floor)
 
 
 def velocity(
@@ -105,8 +105,14 @@ def velocity(
     return convert(y, z, t, target, TARGETS["v"], floor)
 
 
-def floored(det: Coefficient, floor: float) -> Coefficient:
-    """Return `sign(det) max(|det|, floor)`; det = 0 counts as negative, as it is for x just before t = 1."""
+def floored(det: Coefficient, sign: Coefficient, floor: float) -> Coefficient:
+    """Return `sign(det) max(|det|, floor)`; where det is 0, at an end of the path, the sign is that of `sign`.
+
+    There `sign = c_eps - c_x` is the side from which det comes: 0 from below for x at t = 1, from above for eps at 0.
+    """
+    if not floor:
+        return det
     if isinstance(det, Tensor):
-        return torch.where(det > 0, det.clamp(min=floor), det.clamp(max=-floor)) if floor else det
-    return (max(det, floor) if det > 0 else min(det, -floor)) if floor else det
+        positive = torch.where(det == 0, sign, det) > 0
+        return torch.where(positive, det.clamp(min=floor), det.clamp(max=-floor))
+    return max(det, floor) if (det or sign) > 0 else min(det, -floor)

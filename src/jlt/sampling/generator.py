@@ -55,6 +55,15 @@ class Generator:
     weights: str
     fingerprint: str
 
+    def label(self, name: str) -> int:
+        """Return the label of a class given by name or by index."""
+        names = self.class_names or ()
+        if name.isdecimal() and name not in names:
+            if int(name) >= self.model.config.num_classes:
+                raise ValueError(f"label {name} is not below the model's num_classes {self.model.config.num_classes}")
+            return int(name)
+        return files.choose("class", name, {known: label for label, known in enumerate(names)})
+
     def sample(
         self,
         labels: Sequence[int] | Int[Tensor, " n"],

@@ -131,7 +131,8 @@ def train(
 
 def measure(state: State, held_out: Latents, config: TrainConfig) -> dict[str, list[float]]:
     """Return the held-out losses of the first average, or of the weights if none is kept."""
-    weights = next(iter(state.ema.averages.values()), dict(state.model.named_parameters()))
+    weights: dict[str, Tensor] = dict(state.model.named_parameters())
+    weights = next(iter(state.ema.averages.values()), weights)
     return held_out_losses(state.model, weights, held_out, config)
 
 
@@ -230,7 +231,8 @@ class Flag:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Flag]:
     """Within the block, Ctrl-C, SIGTERM and SIGUSR1 set a flag; a second one has its usual effect."""
-    flag, old = Flag(), {}
+    flag = Flag()
+    old: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
         flag.is_set = True

@@ -1,0 +1,79 @@
+"""`jlt sample RUN OUT`."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from PIL import Image
+
+from jlt import files
+from jlt.experiments.compare import balanced_labels
+from jlt.experiments.plots import grid
+from jlt.sampling import load
+
+
+def run(
+    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    num: int = 100,
+    label: str | None = None,
+    seed: int = 0,
+    solver: str = "heun",
+    steps: int = 50,
+    scale: float = 2.9,
+    interval: tuple[float, float] = (0.1, 1.0),
+    weights: str = "ema",
+    batch_size: int = 100,
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Make images with a trained run: a folder of PNG files, a grid, and samples.json that says how.
+
+    Args:
+        source: a run folder (its last checkpoint) or a checkpoint folder.
+        out: folder for the images; it must not exist or be empty.
+        num: number of images.
+        label: one class, by name or index; by default all classes in turn.
+        seed: with an image's index it determines the image's noise.
+        solver: euler or heun.
+        steps: steps of the time grid; heun evaluates the model 2 steps - 1 times.
+        scale: guidance scale; 1 is none, and all that an unconditional model takes.
+        interval: guidance applies where low < t < high.
+        weights: ema (the first average), model, or the decay of an average.
+        batch_size: images at once.
+        device: where the network runs: cpu, cuda, mps.
+        json: print the settings and counts as JSON instead of the folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder; images are written into a new one")
+    if num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    generator = load(source, weights, device)
+    classes = generator.model.config.num_classes
+    labels = balanced_labels(num, classes) if label is None else torch.full((num,), generator.label(label))
+    samples = generator.sample(
+        labels, seed=seed, solver=solver, steps=steps, scale=scale if classes else 1.0, interval=interval,
+        batch_size=batch_size,
+    )  # fmt: skip
+    with files.replaced(out) as temporary:
+        temporary.mkdir()
+        for i, image in enumerate(samples.images):
+            Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(temporary / f"{i:06d}.png")
+        grid(samples.images[:100], columns=10).save(temporary / "grid.png")
+        summary = {
+            "run": str(source),
+            "model": generator.header["name"],
+            "step": generator.header["step"],
+            "weights fingerprint": generator.fingerprint,
+            **samples.settings,
+            "images": num,
+            "evaluations": samples.evaluations,
+            "network passes": samples.network_passes,
+            "seconds": round(samples.seconds, 3),
+            "labels": samples.labels.tolist(),
+        }
+        (temporary / "samples.json").write_text(json_module.dumps(summary, indent=1))
+    print(json_module.dumps(summary) if json else out)

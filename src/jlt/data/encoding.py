@@ -1,0 +1,262 @@
+"""Encoding: a source's images to latents on disk, split into training and held-out images.
+
+A stopped encoding goes on when it is started again: whole shards are kept, and the bytes of shards and manifest are
+those of an encoding that was never stopped. The folder's encoding.json states what it is made from, first of all files,
+so that another source or another setting is refused. The manifests come last: latents without one are unfinished.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from jlt import files
+from jlt.data.images import BrokenImage
+from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
+from jlt.data.shards import MANIFEST, Affine, Manifest, read_manifest, shard_name
+from jlt.data.sources import Source, Subset, held_out_indices, open_source
+
+NORMALISATIONS = ("global", "channel")
+OFFLINE = ("patch-pca", "pixels")
+
+
+def encode(
+    source: str | Source,
+    out: Path,
+    *,
+    representation: str = "patch-pca",
+    image_size: int | None = None,
+    stride: int = 4,
+    channels: int | None = None,
+    num_held_out: int = 0,
+    normalise: str = "global",
+    mirrored: bool = False,
+    shard_size: int = 4096,
+    batch_size: int = 256,
+    skip_broken: bool = False,
+    upscale: bool = False,
+) -> None:
+    """Encode a source into the folder `out`; see jlt.data.shards for what it holds.
+
+    Args:
+        source: a spec such as "mnist" or "folder:photos".
+        out: the folder; one with an unfinished encoding is continued, a finished one is left as it is.
+        representation: patch-pca, fitted to the training images, or pixels.
+        image_size: side of the square crop (folders: 256 by default).
+        stride: side of a patch (patch-pca).
+        channels: components kept (patch-pca), all by default.
+        num_held_out: images set apart, evenly over the classes.
+        normalise: one scale for all channels, which makes the mean channel variance 1 ("global"), or one each, which
+            makes every variance 1 ("channel": for patch-pca, whose channels are uncorrelated, that whitens).
+        mirrored: encode the mirror image of each training image, too.
+        shard_size: images a shard.
+        batch_size: images at once; no byte depends on it.
+        skip_broken: leave out images that cannot be decoded, and say how many, instead of stopping at the first.
+        upscale: enlarge images that are smaller than the crop, instead of stopping at the first.
+    """
+    files.choose("representation", representation, dict.fromkeys(OFFLINE))
+    files.choose("normalisation", normalise, dict.fromkeys(NORMALISATIONS))
+    for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    opened = open_source(source, image_size, upscale) if isinstance(source, str) else source
+    held_out = held_out_indices(opened.labels(), num_held_out)
+    settings = {
+        "source": opened.spec,
+        "source_fingerprint": opened.fingerprint,
+        "image_shape": list(opened.image_shape),
+        "representation": representation,
+        "stride": stride if representation == "patch-pca" else 1,
+        "channels": channels,
+        "num_held_out": num_held_out,
+        "normalise": normalise,
+        "mirrored": mirrored,
+        "shard_size": shard_size,
+        "skip_broken": skip_broken,
+        "upscale": upscale,
+    }
+    claim(out, settings)
+    if skip_broken:
+        opened = without_broken(opened, out)
+        held_out = held_out_indices(opened.labels(), num_held_out)
+    kept = torch.ones(len(opened), dtype=torch.bool)
+    kept[torch.from_numpy(held_out)] = False
+    training = torch.nonzero(kept).flatten().tolist()
+    encoder = make_representation(representation, Subset(opened, training), out, stride, channels, batch_size)
+
+    affine: Affine | None = None
+    for split, indices in (("train", training), ("held-out", held_out.tolist())):
+        if not indices:
+            continue
+        folder, images = out / split, Subset(opened, indices)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.remove_temporaries(folder)
+        if (folder / MANIFEST).is_file():
+            affine = read_manifest(folder).affine
+            continue
+        both = mirrored and split == "train"
+        shards = write_shards(encoder, images, folder, shard_size, batch_size, both)
+        sums = sum_up(folder, shards)
+        mean, variance = sums[0] / sums[2], sums[1] / sums[2] - (sums[0] / sums[2]) ** 2
+        if affine is None:
+            affine = fit_affine(mean, variance, normalise)
+        scale = torch.tensor(affine.scale, dtype=torch.float64)
+        size = list(load_file(folder / shards[0][0])["latents"].shape[1:])
+        Manifest(
+            split=split,
+            num_images=len(images),
+            shard_size=shard_size,
+            shape=(size[0], size[1], size[2]),
+            class_names=opened.class_names,
+            source={**{key: settings[key] for key in ("source", "source_fingerprint", "image_shape")},
+                    "images": files.fingerprint(indices)},
+            representation=encoder.name,
+            representation_fingerprint=encoder.fingerprint,
+            affine=affine,
+            mean=tuple(((mean - torch.tensor(affine.shift, dtype=torch.float64)) * scale).tolist()),
+            variance=tuple((variance * scale**2).tolist()),
+            mirrored=both,
+            shards=tuple(shards),
+        ).write(folder)  # fmt: skip
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make `out` this encoding's folder, or check that it is; anything else in it is a ValueError."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; a folder for latents is wanted")
+    path = out / "encoding.json"
+    if path.is_file():
+        found = files.read_json(path)
+        differing = [name for name in settings if found.get(name) != settings[name]]
+        if differing:
+            listed = "; ".join(f"{name} is {found.get(name)} there and {settings[name]} here" for name in differing)
+            raise ValueError(f"{out} holds latents made with other settings: {listed}")
+    elif out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no encoding.json; latents go into a folder of their own")
+    else:
+        files.write_json(path, settings)
+
+
+def without_broken(source: Source, out: Path) -> Source:
+    """Return the source without the images that cannot be decoded, and name them in skipped.json."""
+    path = out / "skipped.json"
+    if path.is_file():
+        skipped = {int(index) for index in files.read_json(path)}
+    else:
+        reasons = {}
+        for index in tqdm(range(len(source)), desc="looking for broken images", unit="image", disable=None):
+            try:
+                source[index]
+            except BrokenImage as error:
+                reasons[str(index)] = str(error)
+        skipped = {int(index) for index in reasons}
+        files.write_json(path, reasons)
+    print(f"{len(skipped)} of {len(source)} images cannot be decoded and are left out; {path} names them")
+    if len(skipped) == len(source):
+        raise ValueError(f"all {len(source)} images cannot be decoded")
+    return Subset(source, [i for i in range(len(source)) if i not in skipped])
+
+
+def make_representation(
+    name: str, training: Source, out: Path, stride: int, channels: int | None, batch_size: int
+) -> Representation:
+    """Return the representation of an encoding: what an interrupted one has saved, or a new one fitted and saved."""
+    folder = out / "representation"
+    if (folder / "representation.json").is_file():
+        return load_representation(folder)
+    made: Representation
+    if name == "pixels":
+        made = Pixels(training.image_shape[0])
+    else:
+        batches = read_batches(training, 0, len(training), batch_size)
+        progress = tqdm(batches, desc="fitting patch PCA", total=-(-len(training) // batch_size), disable=None)
+        made = fit_patch_pca((images for images, _ in progress), stride, channels)
+    made.save(folder)
+    return load_representation(folder)
+
+
+def read_batches(
+    source: Source, start: int, stop: int, batch_size: int
+) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Tensor]]:
+    """Yield images and labels of source[start:stop] in batches."""
+    for first in range(start, stop, batch_size):
+        pairs = [source[i] for i in range(first, min(first + batch_size, stop))]
+        yield image_batch(image for image, _ in pairs), torch.tensor([label for _, label in pairs])
+
+
+def write_shards(
+    representation: Representation, images: Source, folder: Path, shard_size: int, batch_size: int, mirrored: bool
+) -> list[tuple[str, int, str]]:
+    """Write the shards that are not there yet; return (file, num_images, sha256) of all."""
+    shards = []
+    progress = tqdm(total=len(images), desc=f"encoding {folder.name}", unit="image", disable=None)
+    for k, start in enumerate(range(0, len(images), shard_size)):
+        stop, path = min(start + shard_size, len(images)), folder / shard_name(k)
+        if not path.is_file():
+            parts: dict[str, list[Tensor]] = {"latents": [], "labels": []}
+            if mirrored:
+                parts["mirrored"] = []
+            for batch, labels in read_batches(images, start, stop, batch_size):
+                parts["latents"].append(to_half(representation.encode(batch), folder))
+                parts["labels"].append(labels)
+                if mirrored:
+                    parts["mirrored"].append(to_half(representation.encode(batch.flip(3)), folder))
+                progress.update(len(batch))
+            files.write_bytes(path, save({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}))
+        else:
+            progress.update(stop - start)
+        shards.append((path.name, stop - start, files.sha256(path)))
+    progress.close()
+    return shards
+
+
+def to_half(raw: Tensor, folder: Path) -> Tensor:
+    """Round to 16 bits; what does not fit, or is not finite, is a ValueError."""
+    half = raw.half()
+    if not torch.isfinite(half).all():
+        raise ValueError(f"{folder}: raw latents reach {raw.abs().max().item():.3g}, float16 holds up to 65504")
+    return half
+
+
+def sum_up(folder: Path, shards: list[tuple[str, int, str]]) -> tuple[Tensor, Tensor, int]:
+    """Return per-channel sums and sums of squares of the raw latents as stored, and the number of positions."""
+    total, square, count = torch.zeros(()), torch.zeros(()), 0
+    for name, _, _ in shards:
+        latents = load_file(folder / name)["latents"]
+        for part in latents.split(512):
+            values = part.double()
+            total, square = total + values.sum((0, 2, 3)), square + values.square().sum((0, 2, 3))
+            count += values[:, 0].numel()
+    return total, square, count
+
+
+def fit_affine(mean: Tensor, variance: Tensor, normalise: str) -> Affine:
+    """Return the affine that makes channel means 0 and their mean variance, or every variance, 1."""
+    used = variance.clamp(min=1e-12) if normalise == "channel" else variance.mean().clamp(min=1e-12).expand_as(variance)
+    return Affine(tuple(mean.tolist()), tuple(used.rsqrt().tolist()))
+
+
+def real_images(folder: Path, split: str) -> Source:
+    """Reopen the images that a split was encoded from; a source that has changed since is a ValueError."""
+    settings, manifest = files.read_json(folder / "encoding.json"), read_manifest(folder / split)
+    shape = settings["image_shape"]
+    source = open_source(settings["source"], int(shape[1]), bool(settings["upscale"]))
+    if source.fingerprint != settings["source_fingerprint"]:
+        raise ValueError(
+            f"{settings['source']} has fingerprint {source.fingerprint}, "
+            f"the latents in {folder} were made from {settings['source_fingerprint']}"
+        )
+    if settings["skip_broken"]:
+        skipped = {int(index) for index in files.read_json(folder / "skipped.json")}
+        source = Subset(source, [i for i in range(len(source)) if i not in skipped])
+    held_out = held_out_indices(source.labels(), int(settings["num_held_out"])).tolist()
+    apart = set(held_out)
+    indices = held_out if split == "held-out" else [i for i in range(len(source)) if i not in apart]
+    if len(indices) != manifest.num_images:
+        raise ValueError(f"{folder / split} holds {manifest.num_images} latents, its source has {len(indices)} images")
+    return Subset(source, indices)

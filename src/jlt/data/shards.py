@@ -1,0 +1,265 @@
+"""Latents on disk: safetensors shards and a manifest, memory-mapped and gathered by whole batches.
+
+    LATENTS/representation/                  see jlt.data.representations
+    LATENTS/train/manifest.json              the contract below
+    LATENTS/train/shard-00000.safetensors    `latents` (n, c, h, w) float16, the representation's raw output;
+                                             `labels` (n,) int64; `mirrored`, latents of the mirrored images, if wanted
+    LATENTS/held-out/...                     likewise
+
+Shard k holds images k * shard_size to (k + 1) * shard_size of the split's ordered source, whatever made it. The affine
+is stated in the manifest and applied once, on load: normalised = (raw - shift) * scale, per channel.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from jlt import files
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+# A split's measured mean and variance by channel may differ from the promised ones by this much of a standard
+# deviation, and by this factor: wide enough for a few hundred images, far too narrow for forgotten normalisation.
+MEAN_BOUND, VARIANCE_BOUND = 0.5, 2.0
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Per-channel normalisation: normalised = (raw - shift) * scale."""
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def normalise(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        shift, scale = self._tensors(raw)
+        return (raw - shift) * scale
+
+    def restore(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        shift, scale = self._tensors(z)
+        return z / scale + shift
+
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if like.shape[1] != len(self.shift):
+            raise ValueError(f"the affine has {len(self.shift)} channels, the latents have {like.shape[1]}")
+        shift, scale = (torch.tensor(side, dtype=like.dtype, device=like.device) for side in (self.shift, self.scale))
+        return shift[:, None, None], scale[:, None, None]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a split promises; `shards` are (file, num_images, sha256) in order."""
+
+    split: str
+    num_images: int
+    shard_size: int
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] | None
+    source: dict[str, Any]
+    representation: str
+    representation_fingerprint: str
+    affine: Affine
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+    mirrored: bool
+    shards: tuple[tuple[str, int, str], ...]
+    dtype: str = "float16"
+    format_version: int = FORMAT_VERSION
+
+    def write(self, folder: Path) -> None:
+        files.write_json(folder / MANIFEST, dataclasses.asdict(self))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a split's manifest; another version, missing keys, or impossible counts are a ValueError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; it is the last file that encoding writes")
+    data = files.read_json(path)
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} is of format version {version}, this jlt reads {FORMAT_VERSION}")
+    wanted, found = {field.name for field in dataclasses.fields(Manifest)}, set(data)
+    if wanted - found:
+        raise ValueError(f"{path} lacks {', '.join(sorted(wanted - found))}")
+    if found - wanted:
+        raise ValueError(f"{path} holds unknown {', '.join(sorted(found - wanted))}")
+    try:
+        manifest = Manifest(
+            **{
+                **data,
+                "shape": tuple(int(n) for n in data["shape"]),
+                "class_names": None if data["class_names"] is None else tuple(map(str, data["class_names"])),
+                "affine": Affine(*(tuple(map(float, data["affine"][key])) for key in ("shift", "scale"))),
+                "mean": tuple(map(float, data["mean"])),
+                "variance": tuple(map(float, data["variance"])),
+                "shards": tuple((str(file), int(count), str(sha)) for file, count, sha in data["shards"]),
+            }
+        )
+        check_manifest(manifest, path)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} has a malformed entry: {error}") from None
+    return manifest
+
+
+def check_manifest(manifest: Manifest, path: Path) -> None:
+    """Raise a ValueError where the manifest contradicts itself."""
+    channels = manifest.shape[0] if len(manifest.shape) == 3 else None
+    if channels is None or min(manifest.shape) < 1 or max(manifest.shape) > 2**16:
+        raise ValueError(f"{path}: shape must be three numbers in [1, 65536], got {list(manifest.shape)}")
+    if manifest.dtype != "float16":
+        raise ValueError(f"{path}: dtype is {manifest.dtype!r}, this jlt reads float16")
+    for name, values in (
+        ("affine shift", manifest.affine.shift),
+        ("affine scale", manifest.affine.scale),
+        ("mean", manifest.mean),
+        ("variance", manifest.variance),
+    ):
+        if len(values) != channels:
+            raise ValueError(f"{path}: {name} has {len(values)} entries, the latents have {channels} channels")
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{path}: {name} must be finite, got {values[:4]}...")
+    if min(manifest.affine.scale) <= 0:
+        raise ValueError(f"{path}: affine scale must be above 0, got {min(manifest.affine.scale)}")
+    if manifest.num_images < 1 or manifest.shard_size < 1:
+        raise ValueError(
+            f"{path}: num_images and shard_size must be at least 1, got {manifest.num_images} and {manifest.shard_size}"
+        )
+    counts, full = [count for _, count, _ in manifest.shards], manifest.shard_size
+    expected = [
+        min(full, manifest.num_images - start) for start in range(0, min(manifest.num_images, full * 10**6), full)
+    ]
+    if counts != expected:
+        raise ValueError(
+            f"{path}: {manifest.num_images} images in shards of {full} make {len(expected)} shards, "
+            f"it lists {len(counts)} with {sum(counts)} images"
+        )
+    names = [file for file, _, _ in manifest.shards]
+    if names != [shard_name(k) for k in range(len(names))]:
+        raise ValueError(f"{path}: shards must be named {shard_name(0)}, ..., got {names[0]!r}, ...")
+
+
+def shard_name(k: int) -> str:
+    return f"shard-{k:05d}.safetensors"
+
+
+class Latents:
+    """A split's latents: `gather(indices)` returns a normalised batch, `labels` are in memory, latents stay on disk."""
+
+    def __init__(self, folder: Path, manifest: Manifest, verify: bool = False) -> None:
+        self.folder, self.manifest = folder, manifest
+        check_files(folder, manifest)
+        shards = [open_shard(folder, manifest, k, verify) for k in range(len(manifest.shards))]
+        self.shards = [shard["latents"] for shard in shards]
+        self.mirrored = [shard["mirrored"] for shard in shards] if manifest.mirrored else None
+        self.labels: Int[Tensor, " n"] = torch.cat([shard["labels"] for shard in shards])
+        low, high = int(self.labels.min()), int(self.labels.max())
+        bounds = (0, self.num_classes - 1) if manifest.class_names is not None else (-1, -1)
+        if low < bounds[0] or high > bounds[1]:
+            raise ValueError(f"{folder}: labels are {low} to {high}, the manifest allows {bounds[0]} to {bounds[1]}")
+        if manifest.class_names is None:
+            self.labels = torch.zeros_like(self.labels)
+        self.check_statistics()
+
+    def __len__(self) -> int:
+        return self.manifest.num_images
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one latent."""
+        return self.manifest.shape
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; 0 where images have no labels."""
+        return len(self.manifest.class_names or ())
+
+    def gather(
+        self, indices: Int[Tensor, " b"] | Sequence[int], mirrored: Bool[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the normalised latents of these images, those of the mirrored images where `mirrored` is true."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise ValueError(f"indices are {int(index.min())} to {int(index.max())}, there are {len(self)} latents")
+        raw = torch.empty(len(index), *self.shape, dtype=torch.float16)
+        shard = index // self.manifest.shard_size
+        sides = [(self.shards, None)] if mirrored is None else [(self.shards, ~mirrored), (self.mirrored, mirrored)]
+        for k in torch.unique(shard).tolist():
+            for tensors, chosen in sides:
+                mine = (shard == k) if chosen is None else (shard == k) & chosen
+                if mine.any():
+                    if tensors is None:
+                        raise ValueError(f"{self.folder} holds no mirrored latents; encode with --mirrored")
+                    raw[mine] = tensors[k][index[mine] - k * self.manifest.shard_size]
+        return self.manifest.affine.normalise(raw.float())
+
+    def check_statistics(self, num_images: int = 256) -> None:
+        """Compare the latents' mean and variance by channel with the manifest's, on some images spread over the split.
+
+        Raises a ValueError where latents are not finite, or off by more than MEAN_BOUND and VARIANCE_BOUND.
+        """
+        spread = torch.linspace(0, len(self) - 1, min(num_images, len(self))).long()
+        z = self.gather(spread).double()
+        if not torch.isfinite(z).all():
+            bad = int(spread[(~torch.isfinite(z)).flatten(1).any(1)][0])
+            raise ValueError(f"{self.folder}: the latents of image {bad} are not finite")
+        if len(spread) < 64:
+            return  # too few to tell a fault from chance
+        promised = torch.tensor(self.manifest.variance, dtype=torch.float64).mean()
+        mean, variance = z.mean((0, 2, 3)), z.var((0, 2, 3)).mean()
+        off = (mean - torch.tensor(self.manifest.mean, dtype=torch.float64)).abs().max() / promised.sqrt()
+        if off > MEAN_BOUND or not 1 / VARIANCE_BOUND < variance / promised < VARIANCE_BOUND:
+            raise ValueError(
+                f"{self.folder}: latents have channel variance {variance:.3g} and a mean {off:.2g} deviations off, "
+                f"the manifest promises variance {promised:.3g}"
+            )
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise a ValueError for a missing or a surplus shard."""
+    promised = {file for file, _, _ in manifest.shards}
+    present = {path.name for path in folder.glob("shard-*.safetensors")}
+    if promised - present:
+        raise ValueError(f"{folder} lacks {min(promised - present)}; the manifest lists {len(promised)} shards")
+    if present - promised:
+        raise ValueError(f"{folder} holds {min(present - promised)}; the manifest lists only {len(promised)} shards")
+
+
+def open_shard(folder: Path, manifest: Manifest, k: int, verify: bool) -> dict[str, Tensor]:
+    """Map a shard into memory after checking its names, shapes and types (and its hash, if asked)."""
+    name, count, promised = manifest.shards[k]
+    path = folder / name
+    if verify and (found := files.sha256(path)) != promised:
+        raise ValueError(f"{path} has SHA-256 {found[:16]}..., the manifest promises {promised[:16]}...")
+    shape = [count, *manifest.shape]
+    wanted = {"latents": (torch.float16, shape), "labels": (torch.int64, [count])}
+    if manifest.mirrored:
+        wanted["mirrored"] = (torch.float16, shape)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+    if tensors.keys() != wanted.keys():
+        raise ValueError(f"{path} holds {sorted(tensors)}, the manifest promises {sorted(wanted)}")
+    for key, (dtype, expected) in wanted.items():
+        if tensors[key].dtype != dtype or list(tensors[key].shape) != expected:
+            found_as = f"{tensors[key].dtype} {list(tensors[key].shape)}"
+            raise ValueError(f"{path}: {key} is {found_as}, the manifest promises {dtype} {expected}")
+    return tensors
+
+
+def open_latents(folder: Path, split: str = "train", verify: bool = False) -> Latents:
+    """Open a split of a folder made by `encode`; `verify` checks every shard's hash."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a folder of latents is wanted")
+    if not (folder / split).is_dir():
+        raise ValueError(f"{folder} holds no {split!r} split")
+    return Latents(folder / split, read_manifest(folder / split), verify)

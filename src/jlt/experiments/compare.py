@@ -1,0 +1,248 @@
+"""The matched comparison: runs that differ in declared settings and in nothing else.
+
+Each run is trained (or resumed), sampled and measured in the same way: the same latents, data order, noise, times,
+initial weights where the architecture is the same, averages, solver, guidance, and noise of image i. What a variant
+does not declare is the base's, by construction. The outcome is one record with a part for each run.
+
+    OUT/record.json, OUT/samples-<run>.png, OUT/real.png, OUT/runs/<run>/ (training), OUT/runs/<run>/samples.safetensors
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from jlt import files
+from jlt.data import Latents, Source, open_latents, real_images
+from jlt.evaluation import records
+from jlt.evaluation.agreement import Classifier, class_agreement, fit_classifier
+from jlt.evaluation.features import EXTRACTORS, Extractor
+from jlt.evaluation.protocol import Reference, measure, real_against_real, reference
+from jlt.evaluation.records import Figure, Record, Value
+from jlt.experiments.geometry import measure_geometry
+from jlt.experiments.plots import grid
+from jlt.sampling import Samples, load
+from jlt.training import TrainConfig, read_metrics, train
+from jlt.training.held_out import BINS
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every run of a comparison is sampled.
+
+    Attributes:
+        num_images: images a run, their labels in turn over the classes.
+        solver: euler or heun.
+        steps: steps of the time grid.
+        scale: guidance scale; 1 is none.
+        interval: guidance applies where low < t < high.
+        seed: of the noise, together with the image's index.
+        weights: "ema", "model", or the decay of an average.
+        batch_size: images at once.
+    """
+
+    num_images: int = 500
+    solver: str = "heun"
+    steps: int = 50
+    scale: float = 2.9
+    interval: tuple[float, float] = (0.1, 1.0)
+    seed: int = 0
+    weights: str = "ema"
+    batch_size: int = 100
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What images are measured with: an extractor, the held-out images' features, and a classifier of real images."""
+
+    extractor: Extractor
+    held_out: Reference
+    classifier: Classifier | None
+
+    def __call__(self, samples: Samples, name: str) -> dict[str, Value]:
+        """Return the values of generated images."""
+        values = measure(samples.images, self.held_out, self.extractor, name=f"measuring {name}")
+        if self.classifier is not None:
+            values["class agreement"] = Value(
+                100 * class_agreement(self.classifier, samples.images, samples.labels), unit="%"
+            )
+        return values
+
+
+def compare(
+    latents: Path,
+    out: Path,
+    base: TrainConfig,
+    variants: Sequence[Mapping[str, Any]],
+    sampling: Sampling,
+    *,
+    extractor: str = "efficientnet-lite0",
+    kind: str = "compare",
+    title: str = "Matched comparison",
+) -> Path:
+    """Train, sample and measure a run for each variant of the base; return the record's path.
+
+    Args:
+        latents: folder made by `jlt encode` with a held-out split.
+        out: folder for runs, pictures and record; finished steps found there are not done again.
+        base: the settings that runs share.
+        variants: for each run, the settings in which it differs from the base.
+        sampling: how each run is sampled.
+        extractor: a key of EXTRACTORS.
+        kind: kind of the record.
+        title: name of the record.
+    """
+    factors = sorted({name for variant in variants for name in variant})
+    unknown = [name for name in factors if name not in TrainConfig.__dataclass_fields__]
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r}{files.nearest(unknown[0], TrainConfig.__dataclass_fields__)}")
+    configs = [dataclasses.replace(base, **variant) for variant in variants]
+    data = open_latents(latents)
+    training, held_out = (stack_images(real_images(latents, split)) for split in ("train", "held-out"))
+    judge, real = prepare_judge(
+        training, held_out, sampling.num_images, files.choose("extractor", extractor, EXTRACTORS)()
+    )
+
+    parts, curves, by_time = [], {}, {}
+    for config in configs:
+        run = out / "runs" / "-".join(str(getattr(config, name)) for name in factors)
+        part = run_one(config, latents, run, data, sampling, judge, factors, out)
+        parts.append(part)
+        lines = read_metrics(run)
+        curves[part.name] = smoothed([line["loss"] for line in lines if "loss" in line])
+        by_time[part.name] = [line["held_out"] for line in lines if "held_out" in line][-1]
+
+    shared = {name: value for name, value in dataclasses.asdict(base).items() if name not in factors}
+    shared |= {f"sampling {name}": value for name, value in dataclasses.asdict(sampling).items()}
+    shared |= {"extractor": judge.extractor.name, "training images": len(data), "held-out images": len(held_out[1])}
+    geometry = measure_geometry(data)
+    save_grid(out / "real.png", held_out[0], held_out[1], data)
+    record = Record(
+        kind=kind,
+        name=title,
+        values={f"real against real: {name}": value for name, value in real.items()} | dict(geometry.values),
+        settings=json_ready(shared),
+        fingerprints={
+            "representation": data.manifest.representation_fingerprint,
+            "extractor": judge.extractor.fingerprint,
+            "source": str(data.manifest.source),
+        },
+        figures=loss_figures(curves, by_time) | dict(geometry.figures),
+        pictures={"Real held-out images": "real.png"},
+        parts=tuple(parts),
+    )
+    records.write(record, out / "record.json")
+    return out / "record.json"
+
+
+def run_one(
+    config: TrainConfig, latents: Path, run: Path, data: Latents, sampling: Sampling, judge: Judge,
+    factors: Sequence[str], out: Path,
+) -> Record:  # fmt: skip
+    """Train, sample and measure one run."""
+    train(config, latents, run)
+    generator = load(run, sampling.weights)
+    name = str(generator.header["name"])
+    samples = generator.sample(
+        balanced_labels(sampling.num_images, data.num_classes),
+        seed=sampling.seed, solver=sampling.solver, steps=sampling.steps, scale=sampling.scale,
+        interval=sampling.interval, batch_size=sampling.batch_size, title=f"sampling {name}",
+    )  # fmt: skip
+    picture = f"samples-{run.name}.png"
+    save_grid(out / picture, samples.images, samples.labels, data)
+    values = judge(samples, name)
+    values |= {
+        "evaluations": Value(samples.evaluations),
+        "network passes": Value(samples.network_passes),
+        "training time": Value(float(generator.header["seconds"]), unit="s"),
+        "sampling time": Value(samples.seconds, unit="s"),
+        "parameters": Value(sum(p.numel() for p in generator.model.parameters())),
+    }
+    return Record(
+        kind="evaluate",
+        name=name,
+        values=values,
+        settings=json_ready({factor: getattr(config, factor) for factor in factors}),
+        fingerprints={"weights": generator.fingerprint},
+        pictures={f"{name}, the same noise for each image": picture},
+    )
+
+
+def prepare_judge(
+    training: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], num_images: int, extractor: Extractor
+) -> tuple[Judge, dict[str, Value]]:
+    """Return the judge, and its values for as many real training images: what no model is expected to beat."""
+    against = reference(held_out[0], extractor, f"{len(held_out[0])} held-out images")
+    count = min(num_images, len(training[0]))
+    real = real_against_real(training[0], against, extractor, count)
+    classifier = fit_classifier(*training) if int(training[1].min()) >= 0 else None
+    if classifier is not None:
+        real["class agreement"] = Value(100 * class_agreement(classifier, *held_out), unit="%")
+    return Judge(extractor, against, classifier), real
+
+
+def stack_images(source: Source) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:
+    """Read all images and labels of a source."""
+    pairs = [source[i] for i in range(len(source))]
+    return torch.from_numpy(np.stack([image for image, _ in pairs])), torch.tensor([label for _, label in pairs])
+
+
+def balanced_labels(count: int, num_classes: int) -> Int[Tensor, " n"]:
+    """Return the classes in turn; for an unconditional model, zeros."""
+    return torch.arange(count) % max(num_classes, 1)
+
+
+def save_grid(path: Path, images: Tensor, labels: Tensor, data: Latents, columns: int = 10, rows: int = 10) -> None:
+    """Write a picture of the first images of each class, a column a class."""
+    order = torch.argsort(labels, stable=True)
+    if data.num_classes:
+        firsts = [order[labels[order] == k][:rows] for k in range(min(data.num_classes, columns))]
+        depth = min(len(first) for first in firsts)
+        order = torch.stack([first[:depth] for first in firsts], dim=1).flatten()
+        columns = len(firsts)
+    with files.replaced(path) as temporary:
+        grid(images[order[: rows * columns]], columns).save(temporary, format="PNG")
+
+
+def smoothed(losses: Sequence[float], points: int = 100) -> tuple[list[float], list[float]]:
+    """Return (step, mean loss) over at most `points` equal stretches of training."""
+    stretch = max(1, len(losses) // points)
+    means = [float(np.mean(losses[i : i + stretch])) for i in range(0, len(losses) - stretch + 1, stretch)]
+    return [stretch * (i + 1) for i in range(len(means))], means
+
+
+def loss_figures(
+    curves: Mapping[str, tuple[list[float], list[float]]], by_time: Mapping[str, Mapping[str, Sequence[float]]]
+) -> dict[str, Figure]:
+    """Return the figures of the training loss and of the held-out loss by time in x- and v-space."""
+    middle = [(i + 0.5) / BINS for i in range(BINS)]
+    figures = {
+        "training loss": Figure(
+            "Training loss, in the loss space that the runs share.", "step", "loss", curves, y_scale="log"
+        )
+    }
+    for space, meaning in (("x", "the clean latent"), ("v", "the velocity")):
+        figures[f"held-out loss in {space}-space"] = Figure(
+            f"Mean squared error of {meaning} on held-out images, by time, read from either model's output "
+            "at the end of training: 0 is noise, 1 is data.",
+            "t", f"{space}-space error", {name: (middle, list(losses[space])) for name, losses in by_time.items()},
+            y_scale="log",
+        )  # fmt: skip
+    return figures
+
+
+def json_ready(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested settings to `outer inner` names and tuples to lists."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= {f"{name} {inner}": v for inner, v in json_ready(value).items()}
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat

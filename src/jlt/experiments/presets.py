@@ -1,0 +1,43 @@
+"""Named recipes: each a `TrainConfig` that says what it differs in from its base, with the score that it gave."""
+
+from dataclasses import replace
+
+from jlt.training import TrainConfig
+
+PAPER = TrainConfig()
+"""The paper's recipe: ImageNet 256, batch 1024, 250,000 steps, x with the velocity loss."""
+
+SMALL = replace(
+    PAPER,
+    size="Ti",
+    steps=20_000,
+    batch_size=64,
+    learning_rate=5e-4,
+    warmup_steps=500,
+    ema_decays=(0.999, 0.9995),
+    held_out_every=1000,
+    save_every=1000,
+)
+"""A few thousand images of one's own, one GPU or a patient CPU. Not measured yet."""
+
+DIGITS = replace(
+    PAPER,
+    loss_space="x",
+    size="6x192x3",
+    steps=400,
+    batch_size=64,
+    learning_rate=1e-3,
+    warmup_steps=50,
+    ema_decays=(0.99,),
+    held_out_every=100,
+    save_every=200,
+)
+"""4,500 MNIST digits of 16 tokens in about a minute and a half on two cores: the quickstart's base (README, "Results")."""
+
+PRESETS = {
+    "jlt-b-1": PAPER,
+    "jlt-b-1-xmse": replace(PAPER, loss_space="x"),
+    "dit-b-1": replace(PAPER, target="v"),
+    "small": SMALL,
+    "digits": DIGITS,
+}

@@ -1,0 +1,79 @@
+"""Counter-based randomness: the published vectors, the distributions, and independence of batching."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jlt.flow.random import MASK, Stream, normal, permutation, philox, uniform
+
+KNOWN = [  # Random123's kat_vectors for philox4x32-10: counter, key, result
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((MASK,) * 4, (MASK, MASK), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
+def test_philox_gives_the_published_words(
+    counter: tuple[int, int, int, int], key: tuple[int, int], result: tuple[int, int, int, int]
+) -> None:
+    first, *rest = counter
+    words = philox((torch.tensor([first]), *rest), key)
+    assert tuple(int(word) for word in words) == result
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**31), st.integers(1, 13))
+def test_noise_of_an_image_does_not_depend_on_its_batch(seed: int, step: int, cut: int) -> None:
+    index = torch.arange(14)
+    whole = normal(seed, Stream.NOISE, step, index, (3, 5))
+    parts = torch.cat([normal(seed, Stream.NOISE, step, part, (3, 5)) for part in (index[:cut], index[cut:])])
+    assert torch.equal(whole, parts)
+    backwards = normal(seed, Stream.NOISE, step, index.flip(0), (3, 5)).flip(0)
+    assert torch.equal(whole, backwards)
+
+
+def test_normal_numbers_have_the_moments_of_a_standard_normal() -> None:
+    n = normal(7, Stream.NOISE, 0, torch.arange(2000), (10, 50)).double().flatten()
+    for power, expected, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
+        # 5 standard errors of the sample moment
+        assert (n**power).mean().item() == pytest.approx(expected, abs=5 * math.sqrt(variance / len(n)))
+    pairs = n.reshape(-1, 500)
+    assert (pairs[:, :250] * pairs[:, 250:]).mean().abs() < 5 / math.sqrt(len(n) / 2)  # the two of a Box-Muller pair
+
+
+@pytest.mark.parametrize("change", ["seed", "stream", "step", "index"])
+def test_every_argument_matters(change: str) -> None:
+    base = {"seed": 3, "stream": Stream.TIME, "step": 5, "index": torch.arange(1000)}
+    other = base | {"seed": 4, "stream": Stream.FLIP, "step": 6, "index": torch.arange(1000) + 1000}
+    a, b = uniform(**base), uniform(**base | {change: other[change]})  # type: ignore[arg-type]
+    assert torch.corrcoef(torch.stack([a, b]))[0, 1].abs() < 5 / math.sqrt(1000)
+    assert (a != b).all()
+
+
+def test_uniform_numbers_fill_the_open_interval_evenly() -> None:
+    u = uniform(0, Stream.TIME, 0, torch.arange(100_000))
+    assert u.min() > 0
+    assert u.max() < 1
+    counts = torch.histc(u, 10, 0, 1)
+    assert (counts - 10_000).abs().max() < 5 * math.sqrt(9000)
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 400))
+def test_a_permutation_holds_everything_once(seed: int, size: int) -> None:
+    assert torch.equal(permutation(seed, Stream.DATA_ORDER, 0, size).sort().values, torch.arange(size))
+
+
+def test_no_global_state_is_read_or_written() -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = normal(0, Stream.NOISE, 0, torch.arange(3), (4,))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(normal(0, Stream.NOISE, 0, torch.arange(3), (4,)), first)

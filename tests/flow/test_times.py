@@ -1,0 +1,49 @@
+"""Densities of t by their quantile functions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jlt.flow import TimeDensity
+
+
+def test_the_logit_normal_has_its_mean_and_spread() -> None:
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    logits = torch.logit(TimeDensity(mean=-0.8, std=0.8).quantile(u))
+    assert logits.mean() == pytest.approx(-0.8, abs=1e-9)  # the grid is symmetric
+    assert logits.std() == pytest.approx(0.8, abs=1e-3)  # the grid cuts the tails
+
+
+def test_the_papers_median_time() -> None:
+    median = TimeDensity(mean=-0.8, std=0.8).quantile(torch.tensor([0.5], dtype=torch.float64))
+    assert median.item() == pytest.approx(1 / (1 + math.exp(0.8)))
+
+
+@given(st.floats(1e-6, 1 - 1e-6), st.floats(0.1, 10))
+def test_a_shift_multiplies_the_ratio_of_noise_to_data(u: float, shift: float) -> None:
+    t = TimeDensity("uniform", shift=shift).quantile(torch.tensor([u], dtype=torch.float64)).item()
+    assert (1 - t) / t == pytest.approx(shift * (1 - u) / u, rel=1e-9)
+
+
+@pytest.mark.parametrize("density", [TimeDensity(), TimeDensity("uniform"), TimeDensity("uniform", shift=3.0)])
+def test_quantiles_rise_and_stay_inside(density: TimeDensity) -> None:
+    t = density.quantile(torch.linspace(1e-4, 1 - 1e-4, 999, dtype=torch.float64))
+    assert (t.diff() > 0).all()
+    assert t.min() > 0
+    assert t.max() < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "lognormal"}, "unknown time density 'lognormal', did you mean 'logit-normal'"),
+        ({"std": 0.0}, "std must be above 0, got 0.0"),
+        ({"shift": -1.0}, "shift must be above 0, got -1.0"),
+    ],
+)
+def test_an_impossible_density_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TimeDensity(**arguments)  # type: ignore[arg-type]
