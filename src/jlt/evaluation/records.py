@@ -28,6 +28,49 @@ from jlt import files
 FORMAT_VERSION = 1
 
 
+@functools.cache
+def current_commit() -> str:
+    """Return this installation's git commit, `+changes` appended if files differ from it; no checkout: its version."""
+    root = Path(__file__).parents[3]
+    if (root / ".git").exists():
+        try:
+            git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True, timeout=10)
+            head = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+            changes = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+            return head + ("+changes" if changes else "")
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return f"release {package_versions()['jlt']}"
+
+
+def describe_hardware() -> str:
+    """Return the processor's name, the cores this process may use, the system, and the GPU if PyTorch is loaded."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch = sys.modules.get("torch")  # a process without it has used no GPU
+    gpu = (
+        f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""
+    )
+    return f"{name}, {cores} cores, {platform.system()}{gpu}"
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a number may depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("jlt", "torch", "numpy", "onnxruntime", "scikit-learn"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            if package == "jlt":
+                found[package] = "unknown"
+    return found
+
+
 @dataclass(frozen=True)
 class Value:
     """One number: its `spread` (standard deviation) over `count` repetitions, and its unit, if any."""
@@ -67,9 +110,9 @@ class Record:
     pictures: Mapping[str, str] = field(default_factory=dict)
     parts: tuple["Record", ...] = ()
     command: str = field(default_factory=lambda: shlex.join(["jlt", *sys.argv[1:]]))
-    commit: str = field(default_factory=lambda: current_commit())
-    hardware: str = field(default_factory=lambda: describe_hardware())
-    versions: Mapping[str, str] = field(default_factory=lambda: package_versions())
+    commit: str = field(default_factory=current_commit)
+    hardware: str = field(default_factory=describe_hardware)
+    versions: Mapping[str, str] = field(default_factory=package_versions)
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     format_version: int = FORMAT_VERSION
 
@@ -97,7 +140,7 @@ def read(path: Path) -> Record:
         raise ValueError(f"{path} is a record of format version {found}, this jlt reads {FORMAT_VERSION}")
     try:
         return _from_dict(data)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a complete record: {error}") from None
 
 
@@ -106,47 +149,11 @@ def _from_dict(data: dict[str, Any]) -> Record:
         **{
             **data,
             "values": {name: Value(**value) for name, value in data["values"].items()},
-            "figures": {name: Figure(**figure) for name, figure in data["figures"].items()},
+            "figures": {name: _figure(figure) for name, figure in data["figures"].items()},
             "parts": tuple(_from_dict(part) for part in data["parts"]),
         }
     )
 
 
-@functools.cache
-def current_commit() -> str:
-    """Return this installation's git commit, `+changes` appended if files differ from it; no checkout: its version."""
-    root = Path(__file__).parents[3]
-    if (root / ".git").exists():
-        try:
-            git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True, timeout=10)
-            head = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
-            changes = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
-            return head + ("+changes" if changes else "")
-        except (OSError, subprocess.SubprocessError):
-            pass
-    return f"release {package_versions()['jlt']}"
-
-
-@functools.cache
-def describe_hardware() -> str:
-    """Return the processor's name, the cores this process may use, and the operating system."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, {platform.system()}"
-
-
-@functools.cache
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a number may depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("jlt", "torch", "numpy", "onnxruntime", "scikit-learn"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            if package == "jlt":
-                found[package] = "unknown"
-    return found
+def _figure(data: dict[str, Any]) -> Figure:
+    return Figure(**{**data, "lines": {name: (x, y) for name, (x, y) in data["lines"].items()}})  # JSON has no tuples

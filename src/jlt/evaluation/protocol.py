@@ -1,0 +1,115 @@
+"""The protocol: which images are compared with which, and under which names the distances are stated.
+
+Real images are turned into a `Reference` once, and every set of images is measured against it:
+
+    held_out = reference(real_images, extractor, "500 held-out digits")
+    values = measure(samples, held_out, extractor)         # {"FD (EfficientNet-Lite0)": ..., "KD (...)": ...}
+    floor = real_against_real(more_real_images, held_out, extractor, count=len(samples))
+
+A distance depends on the number of images, on the reference and on the extractor, so it is stated with all three, and
+beside the floor: what as many real images score. Below about 5,000 images KD is the one to trust.
+Images are one uint8 tensor (n, c, h, w) or an iterable of such batches; memory holds a batch and all features.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from jlt.evaluation import moments as moments_files
+from jlt.evaluation.distances import frechet_distance, kernel_distance
+from jlt.evaluation.features import Extractor
+from jlt.evaluation.moments import Moments
+from jlt.evaluation.records import Value
+
+Images = UInt8[Tensor, "n c h w"] | Iterable[UInt8[Tensor, "b c h w"]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as one extractor sees them; `features` is None where only their moments were kept on disk."""
+
+    name: str
+    extractor: str
+    fingerprint: str
+    moments: Moments
+    features: Float[Tensor, "n d"] | None
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return self.moments.count
+
+
+def reference(images: Images, extractor: Extractor, name: str, batch_size: int = 32) -> Reference:
+    """Return the reference of real images; `name` says which ones."""
+    features, moments = extract(images, extractor, batch_size, name)
+    return Reference(name, extractor.name, extractor.fingerprint, moments, features)
+
+
+def load_reference(path: Path, extractor: Extractor) -> Reference:
+    """Read a reference that `moments.save` wrote; it gives FD only."""
+    moments, source = moments_files.load(path, extractor)
+    return Reference(source, extractor.name, extractor.fingerprint, moments, None)
+
+
+def measure(
+    images: Images, reference: Reference, extractor: Extractor, batch_size: int = 32, name: str = "images"
+) -> dict[str, Value]:
+    """Return the distances of `images` from the reference: FD, and KD if the reference has its features.
+
+    `name` stands beside the progress bar. An extractor other than the reference's is a ValueError.
+    """
+    if extractor.fingerprint != reference.fingerprint:
+        raise ValueError(
+            f"the reference {reference.name!r} was made with {reference.extractor} ({reference.fingerprint}), "
+            f"not with {extractor.name} ({extractor.fingerprint})"
+        )
+    features, moments = extract(images, extractor, batch_size, name)
+    values = {f"FD ({extractor.name})": Value(frechet_distance(moments, reference.moments))}
+    if reference.features is not None:
+        values[f"KD ({extractor.name})"] = Value(kernel_distance(features, reference.features))
+    return values
+
+
+def real_against_real(
+    images: UInt8[Tensor, "n c h w"],
+    reference: Reference,
+    extractor: Extractor,
+    count: int,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> dict[str, Value]:
+    """Measure `count` of these real images, drawn by `seed`: what no generator can be expected to beat.
+
+    The images must be others than the reference's; fewer than `count` are a ValueError.
+    """
+    if len(images) < count:
+        raise ValueError(f"real against real needs {count} images besides the reference's, got {len(images)}")
+    # A data set may be ordered by class, so its first images are no fair draw.
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
+    return measure(images[drawn], reference, extractor, batch_size, "real against real")
+
+
+def extract(images: Images, extractor: Extractor, batch_size: int, name: str) -> tuple[Float[Tensor, "n d"], Moments]:
+    """Return the features of all images, float32, and their moments."""
+    moments, features = Moments(extractor.dimension), [torch.zeros(0, extractor.dimension)]
+    total = len(images) if isinstance(images, Tensor) else None
+    with tqdm(total=total, desc=name, unit="image", disable=None) as progress:
+        for batch in batches(images, batch_size):
+            features.append(extractor(batch).float().cpu())
+            moments.update(features[-1])
+            progress.update(len(batch))
+    return torch.cat(features), moments
+
+
+def batches(images: Images, batch_size: int) -> Iterator[UInt8[Tensor, "b c h w"]]:
+    """Yield the images in batches of at most `batch_size`."""
+    if batch_size < 1:
+        raise ValueError(f"the batch size is {batch_size}, it must be at least 1")
+    for part in [images] if isinstance(images, Tensor) else images:
+        yield from torch.split(part, batch_size)
