@@ -32,7 +32,7 @@ DIGITS = replace(
     held_out_every=100,
     save_every=200,
 )
-"""4,500 MNIST digits of 16 tokens in about a minute and a half on two cores: the quickstart's base (README, "Results")."""
+"""4,500 MNIST digits as 16 tokens, a minute and a half on two cores: the quickstart (README, "Results")."""
 
 PRESETS = {
     "jlt-b-1": PAPER,
