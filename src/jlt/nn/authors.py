@@ -22,6 +22,7 @@ model. `MAPPING` turns their names into ours:
 import argparse
 import pickle
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def read(path: Path) -> AuthorsCheckpoint:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; an authors' checkpoint is one .pth file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols other than theirs, which are refused or read as well
             data = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
