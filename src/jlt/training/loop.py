@@ -118,12 +118,13 @@ def train(
             last = state.step == config.steps
             if held_out and config.held_out_every and (last or state.step % config.held_out_every == 0):
                 metrics.add({"step": state.step, "held_out": measure(state, held_out, config)})
-            if last or stop.is_set or state.step % config.save_every == 0:
+            stopping = stop.is_set and not last  # read once: a signal after the save is for the next step
+            if last or stopping or state.step % config.save_every == 0:
                 save()
             bar.update()
             if progress:
                 progress(state.step, float(loss))
-            if stop.is_set and not last:
+            if stopping:
                 raise Stopped(f"stopped after step {state.step} and saved; the same command goes on from there")
         bar.close()
     return checkpoint.folder_of(run, config.steps)

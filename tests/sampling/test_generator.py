@@ -1,0 +1,93 @@
+"""Images from seeds: `load`, and what they do not depend on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import jlt
+from jlt.data import encode
+from jlt.data.sources import Arrays
+from jlt.training import TrainConfig, train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+    encode(Arrays("mnist", images, np.arange(40) % 4, ("ant", "bee", "cat", "2"), "test"), folder / "latents", stride=2)
+    config = TrainConfig(
+        size="2x32x2", steps=30, batch_size=8, learning_rate=1e-2, warmup_steps=3, ema_decays=(0.9, 0.5)
+    )
+    train(config, folder / "latents", folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_an_image_does_not_depend_on_its_batch(run: Path, batch_size: int) -> None:
+    generator, labels = jlt.load(run), [0, 1, 2, 3, 4, 0, 1]
+    whole = generator.sample(labels, seed=5, steps=4, scale=2.0)
+    parts = generator.sample(labels, seed=5, steps=4, scale=2.0, batch_size=batch_size)
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=0, atol=1e-4)
+    assert (parts.images.int() - whole.images.int()).abs().max() <= 1
+    tail = generator.sample(labels[4:], seed=5, steps=4, scale=2.0, first_index=4)
+    torch.testing.assert_close(tail.latents, whole.latents[4:], rtol=0, atol=1e-4)
+    assert list(tail.seeds) == list(whole.seeds[4:])
+
+
+def test_the_same_seed_gives_the_same_images_and_another_does_not(run: Path) -> None:
+    generator = jlt.load(run)
+    first, again, other = (generator.sample([0, 1], seed=s, steps=3).latents for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 0.1
+
+
+def test_the_weights_are_those_that_were_asked_for(run: Path) -> None:
+    names = [jlt.load(run, weights).weights for weights in ("ema", "0.9", "0.5", "model")]
+    assert names == ["ema-0.9", "ema-0.9", "ema-0.5", "model"]
+    samples = [jlt.load(run, weights).sample([0], steps=2).latents for weights in ("ema", "0.5", "model")]
+    assert not torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[1], samples[2])
+
+
+def test_a_checkpoint_alone_can_make_images(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    alone = tmp_path / "alone"
+    shutil.copytree(run / "checkpoints" / "step-00000030", alone)
+    a, b = (jlt.load(path).sample([2], steps=2) for path in (run, alone))
+    assert torch.equal(a.images, b.images)
+
+
+def test_what_was_spent_is_stated(run: Path) -> None:
+    samples = jlt.load(run).sample([0, 1], steps=5, scale=3.0, interval=(0.0, 1.0), solver="heun")
+    assert (samples.evaluations, samples.network_passes) == (9, 18)
+    assert samples.images.dtype == torch.uint8
+    assert samples.images.shape == (2, 3, 8, 8)
+    assert samples.seconds > 0
+    assert samples.settings["guidance scale"] == 3.0
+
+
+def test_classes_go_by_name_or_by_index(run: Path) -> None:
+    generator = jlt.load(run)
+    assert [generator.label(name) for name in ("bee", "0", "2")] == [1, 0, 3]  # a name goes before an index
+    with pytest.raises(ValueError, match="unknown class 'bea', did you mean 'bee'"):
+        generator.label("bea")
+    with pytest.raises(ValueError, match="label 7 is not below the model's num_classes 4"):
+        generator.label("7")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"solver": "huen"}, "unknown solver 'huen', did you mean 'heun'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"labels": [5]}, r"labels must be in \[0, 4\], got 5 to 5"),
+        ({"scale": 2.0, "interval": (1.0, 0.5)}, "0 <= low < high <= 1"),
+    ],
+)
+def test_an_impossible_wish_is_refused(run: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jlt.load(run).sample(**{"labels": [0], **arguments})  # type: ignore[arg-type]

@@ -1,0 +1,213 @@
+"""Training: the step, its randomness, the loop, and resuming to the bit."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from jlt import files
+from jlt.data import encode, open_latents
+from jlt.data.sources import Arrays
+from jlt.flow import TARGETS, TimeDensity
+from jlt.nn import EMA, Transformer, checkpoint
+from jlt.training import Stopped, TrainConfig, draw_batch, held_out_losses, make_optimizer, read_metrics, train
+from jlt.training.held_out import BINS
+from jlt.training.step import data_order, training_step
+
+CONFIG = TrainConfig(
+    size="1x16x2", steps=12, batch_size=6, learning_rate=1e-2, warmup_steps=3, ema_decays=(0.9, 0.5), save_every=4,
+    held_out_every=5, loss_space="x",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("latents") / "latents"
+    images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    source = Arrays("mnist", images, torch.arange(40).numpy() % 4, ("a", "b", "c", "d"), "test")
+    encode(source, folder, stride=2, num_held_out=10, mirrored=True)
+    return folder
+
+
+def contents(run: Path) -> dict[str, str]:
+    """Hash everything that a run leaves, but for the wall time in checkpoint.json."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        if path.is_file() and path.name not in ("lock", "checkpoint.json"):
+            found[str(path.relative_to(run))] = files.sha256(path)
+        elif path.name == "checkpoint.json":
+            header = json.loads(path.read_text())
+            assert header.pop("seconds") > 0
+            found[str(path.relative_to(run))] = json.dumps(header)
+    return found
+
+
+def test_a_batch_is_a_function_of_seed_step_and_position(latents: Path) -> None:
+    data, config = open_latents(latents), dataclasses.replace(CONFIG, flip=True, batch_size=8)
+    whole = draw_batch(data, config, 5, torch.arange(8))
+    parts = [draw_batch(data, config, 5, part) for part in (torch.arange(3), torch.arange(3, 8))]
+    for field in ("x", "eps", "t", "label"):
+        assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts]))
+    other = draw_batch(data, dataclasses.replace(config, seed=1), 5, torch.arange(8))
+    assert not torch.equal(whole.eps, other.eps)
+
+
+def test_every_epoch_sees_every_image_once_in_its_own_order() -> None:
+    serial = torch.arange(70)  # 10 images: 7 epochs
+    orders = [data_order(3, 10, serial[k : k + 10]) for k in range(0, 70, 10)]
+    assert all(torch.equal(order.sort().values, torch.arange(10)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 7
+    assert torch.equal(data_order(3, 10, serial[5:25]), torch.cat(orders)[5:25])  # across an epoch's end
+
+
+def test_labels_are_dropped_at_the_stated_rate(latents: Path) -> None:
+    data = open_latents(latents)
+    config = dataclasses.replace(CONFIG, label_drop=0.25, batch_size=4000)
+    label = draw_batch(data, config, 0, torch.arange(4000)).label
+    share = (label == data.num_classes).double().mean().item()
+    assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 4000) ** 0.5)
+
+
+def test_the_learning_rate_warms_up_from_zero_stays_and_falls() -> None:
+    config = TrainConfig(steps=100, warmup_steps=10, decay_steps=20, learning_rate=1.0)
+    rates = [config.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == 0
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[10:80] == [1.0] * 70
+    assert rates[90] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("name", ["x", "eps", "v", "k=0.5"])
+@pytest.mark.parametrize("space", ["x", "v"])
+def test_training_lowers_the_loss_of_any_target_in_any_space(latents: Path, name: str, space: str) -> None:
+    data = open_latents(latents)
+    config = dataclasses.replace(CONFIG, target=name, loss_space=space, warmup_steps=0)
+    model = Transformer(config.model(data.shape, data.num_classes))
+    ema, optimizer = EMA(model, [0.9]), make_optimizer(model, config)
+    batch = draw_batch(data, config, 0, torch.arange(6))  # the same one again and again: it must be learnt
+    losses = [training_step(model, ema, optimizer, batch, config, 0)[0].item() for _ in range(60)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(latents: Path) -> None:
+    data = open_latents(latents)
+    model = Transformer(CONFIG.model(data.shape, data.num_classes))
+    ema, optimizer = EMA(model, [0.9]), make_optimizer(model, CONFIG)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = draw_batch(data, CONFIG, 0, torch.arange(6))
+    batch.x[0, 0, 0, 0] = float("inf")
+    _, norm = training_step(model, ema, optimizer, batch, CONFIG, step=9)
+    assert not torch.isfinite(norm)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+        assert torch.equal(ema.averages[0.9][name], before[name])
+
+
+def test_the_held_out_loss_of_a_network_that_says_zero_is_the_targets_second_moment(latents: Path) -> None:
+    data = open_latents(latents, split="held-out")
+    model = Transformer(CONFIG.model(data.shape, data.num_classes))
+    found = held_out_losses(model, dict(model.named_parameters()), data, CONFIG, draws=10)
+    assert found.keys() == TARGETS.keys()
+    z = data.gather(range(len(data)))
+    # y = 0 for target x: the x-space error is x itself, in every bin; each image visits each bin once in ten draws
+    for mean in found["x"]:
+        assert mean == pytest.approx(z.square().mean().item(), rel=1e-5)
+    assert len(found["v"]) == BINS
+    assert found["v"][-1] > found["v"][0]  # divided by (1 - t)^2
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 7, 11])
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_run_that_was_stopped_ends_to_the_bit_like_one_that_was_not(
+    latents: Path, tmp_path: Path, stop: int, how: str
+) -> None:
+    def interrupt(step: int, loss: float) -> None:
+        if step == stop:
+            os.kill(os.getpid(), getattr(signal, how))
+
+    train(CONFIG, latents, tmp_path / "whole")
+    with pytest.raises(Stopped, match=f"after step {stop + 1} and saved"):
+        train(CONFIG, latents, tmp_path / "stopped", progress=interrupt)
+    train(CONFIG, latents, tmp_path / "stopped")
+    whole, stopped = contents(tmp_path / "whole"), contents(tmp_path / "stopped")
+    # keep_last counts the extra checkpoint, so an older regular one may be gone
+    shared = whole.keys() & stopped.keys()
+    assert {name for name in shared if whole[name] != stopped[name]} == set()
+    assert {"metrics.jsonl", "checkpoints/step-00000012/optimizer.safetensors"} <= shared
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_logged_once(latents: Path, tmp_path: Path) -> None:
+    train(dataclasses.replace(CONFIG, steps=8), latents, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss": 1.0}\n{"step": 10, "lo')
+    train(CONFIG, latents, tmp_path / "run")
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert steps == list(range(1, 13))
+
+
+def test_a_finished_run_is_not_trained_again(latents: Path, tmp_path: Path) -> None:
+    train(CONFIG, latents, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    train(CONFIG, latents, tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
+def test_old_checkpoints_go_but_for_those_that_are_kept(latents: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, save_every=2, keep_last=2, keep_every=4, steps=11)
+    train(config, latents, tmp_path / "run")
+    assert sorted(checkpoint.list_steps(tmp_path / "run")) == [4, 8, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": "v"}, "target is x there and v here"),
+        ({"times": TimeDensity(mean=0.0)}, "times is .* there and .* here"),
+        ({"learning_rate": 1.0, "seed": 5}, "learning_rate is 0.01 there and 1.0 here; seed is 0 there and 5 here"),
+        ({"steps": 3}, "has finished step 4, but steps is 3"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_with_their_list(
+    latents: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    train(dataclasses.replace(CONFIG, steps=4), latents, tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(CONFIG, **change), latents, tmp_path / "run")  # type: ignore[arg-type]
+
+
+def test_a_run_in_use_is_refused(latents: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with files.locked(tmp_path / "run" / "lock"), pytest.raises(ValueError, match="in use by another process"):
+        train(CONFIG, latents, tmp_path / "run")
+
+
+def test_flips_need_mirrored_latents(latents: Path, tmp_path: Path) -> None:
+    train(dataclasses.replace(CONFIG, flip=True, steps=1), latents, tmp_path / "run")
+    other = tmp_path / "plain"
+    images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8).numpy()
+    encode(Arrays("mnist", images, torch.zeros(6).long().numpy(), ("a",), "test"), other)
+    with pytest.raises(ValueError, match=r"holds no mirrored latents; encode with --mirrored"):
+        train(dataclasses.replace(CONFIG, flip=True), other, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": "y"}, "unknown target 'y'"),
+        ({"size": "XL"}, "unknown size 'XL'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"label_drop": 1.5}, r"label_drop must be in \[0, 1\], got 1.5"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'"),
+        ({"loss_weight": "snr"}, "unknown loss weight 'snr'"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)  # type: ignore[arg-type]
