@@ -32,7 +32,7 @@ def replaced(path: Path) -> Iterator[Path]:
         if temporary.is_dir() and path.exists():  # a rename replaces a file, but only an empty folder
             path.rename(temporary.with_name(temporary.name + ".old"))
         temporary.replace(path)
-        flush(path.parent)
+        sync(path.parent)
         remove(temporary.with_name(temporary.name + ".old"))
     finally:
         remove(temporary)
@@ -47,13 +47,20 @@ def remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or a folder with the files directly in it, to the disk."""
-    for name in (*(sorted(path.iterdir()) if path.is_dir() else ()), path):
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Flush a file, or a folder with everything below it, to the disk."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            flush(entry)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush one file, or a folder's own list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -71,7 +78,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; a file that is no JSON is a ValueError that names it."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
         raise ValueError(f"{path} is not a JSON file: {error}") from None
 
 

@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"jlt: {one_line(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("jlt: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # training has saved its state, and says so
+        print(f"jlt: {stop or 'interrupted'}", file=sys.stderr)
         return 130
 
 

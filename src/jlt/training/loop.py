@@ -34,7 +34,7 @@ from jlt.training.step import draw_batch, make_optimizer, training_step
 MAX_NON_FINITE = 10
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """Raised by `train` after a signal asked it to stop and the state was saved."""
 
 
