@@ -190,7 +190,5 @@ def test_bad_features_are_refused_with_both_values():
         kernel_distance(x[:1], x)
     with pytest.raises(ValueError, match="dimensions 4 and 3"):
         frechet_distance(of(x), of(x[:, :3]))
-    with pytest.raises(ValueError, match=r"features are \(5, 3\), expected \(images, 4\)"):
-        kernel_distance(x, x[:, :3])
     with pytest.raises(ValueError, match="features of 2 of 5 images are NaN or infinite"):
         kernel_distance(x, torch.where(torch.arange(5)[:, None] < 2, torch.nan, x))

@@ -33,7 +33,7 @@ class Classifier:
         return torch.as_tensor(self.pipeline.predict(_pixels(images)), dtype=torch.int64)
 
 
-def fit_classifier(images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> Classifier:
+def fit_classifier(images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " m"]) -> Classifier:
     """Fit a classifier; equal images and labels give an equal one. Fewer than two classes are a ValueError."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
@@ -48,7 +48,7 @@ def fit_classifier(images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]) 
     return Classifier(pipeline, images.shape[1])
 
 
-def class_agreement(classifier: Classifier, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> float:
+def class_agreement(classifier: Classifier, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " m"]) -> float:
     """Return the share of images, 0 to 1, in which the classifier sees the label asked for."""
     _check_labels(images, labels)
     return (classifier(images) == labels.cpu()).double().mean().item()

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ INPUT_SIZE = 224
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """Maps images to features; `fingerprint` identifies weights and preprocessing, whatever engine runs them."""
 

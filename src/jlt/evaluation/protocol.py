@@ -26,7 +26,7 @@ from jlt.evaluation.features import Extractor
 from jlt.evaluation.moments import Moments
 from jlt.evaluation.records import Value
 
-Images = UInt8[Tensor, "n c h w"] | Iterable[UInt8[Tensor, "b c h w"]]
+Images = UInt8[Tensor, "n c h w"] | Iterable[UInt8[Tensor, "_ c h w"]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def extract(images: Images, extractor: Extractor, batch_size: int, name: str) ->
     return torch.cat(features), moments
 
 
-def batches(images: Images, batch_size: int) -> Iterator[UInt8[Tensor, "b c h w"]]:
+def batches(images: Images, batch_size: int) -> Iterator[UInt8[Tensor, "_ c h w"]]:
     """Yield the images in batches of at most `batch_size`."""
     if batch_size < 1:
         raise ValueError(f"the batch size is {batch_size}, it must be at least 1")

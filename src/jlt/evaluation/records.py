@@ -26,6 +26,7 @@ from typing import Any
 from jlt import files
 
 FORMAT_VERSION = 1
+Number = int | float
 
 
 @functools.cache
@@ -75,8 +76,8 @@ def package_versions() -> dict[str, str]:
 class Value:
     """One number: its `spread` (standard deviation) over `count` repetitions, and its unit, if any."""
 
-    value: float
-    spread: float | None = None
+    value: Number
+    spread: Number | None = None
     count: int = 1
     unit: str = ""
 
@@ -92,7 +93,7 @@ class Figure:
     caption: str
     x_label: str
     y_label: str
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    lines: Mapping[str, tuple[Sequence[Number], Sequence[Number]]]
     x_scale: str = "linear"
     y_scale: str = "linear"
 
@@ -117,7 +118,7 @@ class Record:
     format_version: int = FORMAT_VERSION
 
 
-def mean_and_spread(values: Sequence[float], unit: str = "") -> Value:
+def mean_and_spread(values: Sequence[Number], unit: str = "") -> Value:
     """Return the mean and the sample standard deviation (n - 1) of repetitions; one repetition has no spread."""
     count = len(values)
     if count == 0:
