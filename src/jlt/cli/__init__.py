@@ -49,7 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         files.choose("command", arguments[0], COMMANDS)
         command = importlib.import_module(f"jlt.cli.{arguments[0]}")
-        return call(command.run, f"jlt {arguments[0]}", arguments[1:])
+        run, program, rest = command.run, f"jlt {arguments[0]}", arguments[1:]
+        if hasattr(command, "PRESETS"):
+            if not rest or rest[0].startswith("-"):
+                print(preset_help(program, command.PRESETS))
+                return 0 if rest[:1] in (["-h"], ["--help"]) else 2
+            run = functools.partial(run, config=files.choose("preset", rest[0], command.PRESETS))
+            functools.update_wrapper(run, command.run)
+            program, rest = f"{program} {rest[0]}", rest[1:]
+        return call(run, program, rest)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("JLT_DEBUG"):
             raise
@@ -58,6 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:  # training has saved its state, and says so
         print(f"jlt: {stop or 'interrupted'}", file=sys.stderr)
         return 130
+
+
+def preset_help(program: str, presets: dict[str, object]) -> str:
+    """Return how a command that starts from a preset is called."""
+    return (
+        f"usage: {program} PRESET ...     {program} PRESET --help describes the rest, with that preset's defaults\n\n"
+        f"presets: {', '.join(presets)}"
+    )
 
 
 def call(run: Callable[..., int | None], program: str, arguments: list[str]) -> int:

@@ -5,23 +5,21 @@ from typing import Annotated
 
 import tyro
 
-from jlt.experiments.presets import PAPER, PRESETS
+from jlt.experiments.presets import PAPER
+from jlt.experiments.presets import PRESETS as PRESETS
 from jlt.training import TrainConfig, train
-
-PRESETS = PRESETS  # the first argument names one; its settings are the defaults of `config`
 
 
 def run(
     latents: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = PAPER,
     *,
     device: str = "cpu",
 ) -> None:
     """Train a Transformer on latents; the same command again resumes where it stopped.
 
-    The first argument names a preset, whose settings are the defaults of the options below: jlt-b-1 (the paper's),
-    jlt-b-1-xmse, dit-b-1, small, digits.
+    The first argument names a preset, whose settings are the defaults of the options below.
 
     Args:
         latents: folder made by `jlt encode`.

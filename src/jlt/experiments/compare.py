@@ -74,6 +74,14 @@ class Judge:
             )
         return values
 
+    def fingerprints(self, data: Latents) -> dict[str, str]:
+        """Return what identifies the latents, their images and the features."""
+        return {
+            "representation": data.manifest.representation_fingerprint,
+            "source": str(data.manifest.source["source_fingerprint"]),
+            "extractor": self.extractor.fingerprint,
+        }
+
 
 def compare(
     latents: Path,
@@ -128,11 +136,7 @@ def compare(
         name=title,
         values={f"real against real: {name}": value for name, value in real.items()} | dict(geometry.values),
         settings=json_ready(shared),
-        fingerprints={
-            "representation": data.manifest.representation_fingerprint,
-            "extractor": judge.extractor.fingerprint,
-            "source": str(data.manifest.source),
-        },
+        fingerprints=judge.fingerprints(data),
         figures=loss_figures(curves, by_time) | dict(geometry.figures),
         pictures={"Real held-out images": "real.png"},
         parts=tuple(parts),
@@ -147,15 +151,25 @@ def run_one(
 ) -> Record:  # fmt: skip
     """Train, sample and measure one run."""
     train(config, latents, run)
+    settings = {factor: getattr(config, factor) for factor in factors}
+    return measure_run(run, data, sampling, judge, settings, out / f"samples-{run.name}.png")
+
+
+def measure_run(
+    run: Path, data: Latents, sampling: Sampling, judge: Judge, settings: Mapping[str, Any], picture: Path
+) -> Record:
+    """Sample a trained run, draw a grid of its images, and measure them."""
     generator = load(run, sampling.weights)
-    name = str(generator.header["name"])
+    # the model's name tells target, size and patch size; other settings that runs differ in are appended
+    told = {"target", "size", "patch_size"}
+    name = ", ".join([str(generator.header["name"]), *(f"{k} {v}" for k, v in settings.items() if k not in told)])
     samples = generator.sample(
         balanced_labels(sampling.num_images, data.num_classes),
-        seed=sampling.seed, solver=sampling.solver, steps=sampling.steps, scale=sampling.scale,
+        seed=sampling.seed, solver=sampling.solver, steps=sampling.steps,
+        scale=sampling.scale if data.num_classes else 1.0,
         interval=sampling.interval, batch_size=sampling.batch_size, title=f"sampling {name}",
     )  # fmt: skip
-    picture = f"samples-{run.name}.png"
-    save_grid(out / picture, samples.images, samples.labels, data)
+    save_grid(picture, samples.images, samples.labels, data)
     values = judge(samples, name)
     values |= {
         "evaluations": Value(samples.evaluations),
@@ -168,10 +182,32 @@ def run_one(
         kind="evaluate",
         name=name,
         values=values,
-        settings=json_ready({factor: getattr(config, factor) for factor in factors}),
+        settings=json_ready(settings),
         fingerprints={"weights": generator.fingerprint},
-        pictures={f"{name}, the same noise for each image": picture},
+        pictures={f"Samples of {name}; image i starts from the same noise in every run": picture.name},
     )
+
+
+def evaluate(run: Path, latents: Path, out: Path, sampling: Sampling, extractor: str) -> tuple[Record, Path]:
+    """Measure one trained run against held-out images; write and return its record and the record's path."""
+    data = open_latents(latents)
+    training, held_out = (stack_images(real_images(latents, split)) for split in ("train", "held-out"))
+    features = files.choose("extractor", extractor, EXTRACTORS)()
+    judge, real = prepare_judge(training, held_out, sampling.num_images, features)
+    settings = {f"sampling {name}": value for name, value in dataclasses.asdict(sampling).items()}
+    settings |= {"extractor": features.name, "held-out images": len(held_out[1])}
+    out.mkdir(parents=True, exist_ok=True)
+    part = measure_run(run, data, sampling, judge, {}, out / "samples.png")
+    save_grid(out / "real.png", held_out[0], held_out[1], data)
+    record = dataclasses.replace(
+        part,
+        values={**part.values, **{f"real against real: {name}": value for name, value in real.items()}},
+        settings=json_ready(settings),
+        fingerprints={**part.fingerprints, **judge.fingerprints(data)},
+        pictures={**part.pictures, "Real held-out images": "real.png"},
+    )
+    records.write(record, out / "record.json")
+    return record, out / "record.json"
 
 
 def prepare_judge(

@@ -23,14 +23,15 @@ SMALL = replace(
 DIGITS = replace(
     PAPER,
     loss_space="x",
-    size="6x192x3",
-    steps=400,
-    batch_size=64,
-    learning_rate=1e-3,
-    warmup_steps=50,
-    ema_decays=(0.99,),
-    held_out_every=100,
-    save_every=200,
+    size="6x128x4",
+    steps=1200,
+    batch_size=32,
+    learning_rate=2e-3,
+    warmup_steps=100,
+    decay_steps=600,
+    ema_decays=(0.98,),
+    held_out_every=200,
+    save_every=400,
 )
 """4,500 MNIST digits as 16 tokens, a minute and a half on two cores: the quickstart (README, "Results")."""
 

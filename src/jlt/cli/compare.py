@@ -1,0 +1,62 @@
+"""`jlt compare PRESET LATENTS OUT --vary target=x,v`."""
+
+import itertools
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jlt import files
+from jlt.evaluation import records
+from jlt.experiments.compare import Sampling, compare
+from jlt.experiments.presets import PAPER
+from jlt.experiments.presets import PRESETS as PRESETS
+from jlt.training import TrainConfig
+
+
+def run(
+    latents: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    config: Annotated[TrainConfig, tyro.conf.arg(name="base")] = PAPER,
+    sampling: Annotated[Sampling, tyro.conf.arg(name="sampling")] = Sampling(),  # noqa: B008
+    *,
+    vary: tuple[str, ...] = ("target=x,v",),
+    extractor: str = "efficientnet-lite0",
+) -> None:
+    """Train, sample and measure runs that differ in declared settings and in nothing else; stopped, it goes on again.
+
+    The first argument names a preset, the base of every run. `jlt report OUT` makes a page of the outcome.
+
+    Args:
+        latents: folder made by `jlt encode`, with a held-out split.
+        out: folder for runs, pictures and the record.
+        config: settings that the runs share.
+        sampling: how every run is sampled.
+        vary: settings in which runs differ, each as name=value,value; all combinations are run.
+        extractor: features that distances are taken on: efficientnet-lite0, or pixels.
+    """
+    record = records.read(compare(latents, out, config, variants(vary), sampling, extractor=extractor))
+    for part in record.parts:
+        print(part.name)
+        for name, value in part.values.items():
+            print(f"  {name:<28}{value}")
+    print(out / "record.json")
+
+
+def variants(vary: Sequence[str]) -> list[dict[str, Any]]:
+    """Turn name=value,value texts into the settings of each run: all combinations."""
+    hints, factors = typing.get_type_hints(TrainConfig), []
+    for text in vary:
+        name, equals, values = text.partition("=")
+        if not equals or not values:
+            raise ValueError(f"--vary takes name=value,value, got {text!r}")
+        kind = files.choose("setting", name, hints)
+        if kind not in (str, int, float):
+            raise ValueError(f"setting {name!r} is a {kind}, only text and numbers can be varied")
+        try:
+            factors.append([(name, kind(value)) for value in values.split(",")])
+        except ValueError:
+            raise ValueError(f"--vary {text}: {name} takes {kind.__name__} values") from None
+    return [dict(combination) for combination in itertools.product(*factors)]
