@@ -1,0 +1,162 @@
+"""Pictures from records: line figures as SVG or PNG, and grids of images.
+
+Every picture is made for light and dark pages alike: backgrounds are transparent, lines take a dash pattern each and a
+colour-blind-safe palette of middle lightness, and the ink of axes and text is a middle grey, which in SVG becomes the
+`currentColor` of the page. Nothing here touches matplotlib's global state (no pyplot).
+"""
+
+import hashlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from jlt import files
+from jlt.evaluation.records import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+INK = "#7f7f7f"
+# Blue, orange, green, pink, yellow, violet after Okabe and Ito, each at least 3 : 1 against white and against #16171a.
+PALETTE = ("#2f86c9", "#d8701f", "#1b9975", "#c264a0", "#9c8418", "#8674dc")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+SCALES = {"linear": "linear", "log": "log"}
+LEAST_TILE = 64  # pixels: smaller images are enlarged by a whole factor
+
+
+def draw(figure: Figure) -> "Drawing":
+    """Draw the lines of a record's figure; on a log scale points at or below 0 are left out."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Drawing
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    x_scale, y_scale = (files.choose("scale", scale, SCALES) for scale in (figure.x_scale, figure.y_scale))
+    for name, (x, y) in figure.lines.items():
+        if len(x) != len(y):
+            raise ValueError(f"line {name!r} has {len(x)} x values and {len(y)} y values")
+    with rc_context(_style()):
+        drawing = Drawing(figsize=(5.4, 3.5), layout="constrained")
+        axes = drawing.add_subplot()
+        axes.set(xlabel=figure.x_label, ylabel=figure.y_label, xscale=x_scale, yscale=y_scale)
+        handles = []
+        for k, (x, y) in enumerate(figure.lines.values()):
+            shown = [(a, b) for a, b in zip(x, y, strict=True) if _visible(a, x_scale) and _visible(b, y_scale)]
+            line = Line2D([], [], color=PALETTE[k % len(PALETTE)], linestyle=DASHES[k % len(DASHES)])
+            line.set_data([a for a, _ in shown], [b for _, b in shown])
+            if len(shown) == 1:
+                line.set_marker("o")  # a line of one point would be invisible
+            handles.append(line)
+            axes.add_line(line)
+        axes.autoscale_view()
+        for axis, scale in ((axes.xaxis, x_scale), (axes.yaxis, y_scale)):
+            if scale == "linear":
+                axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        if handles:
+            names = [name.replace("_", "\u200b_", 1) if name.startswith("_") else name for name in figure.lines]
+            columns = 1 if max(map(len, names)) > 28 else min(len(names), 3)
+            drawing.legend(handles, names, loc="outside upper left", ncols=columns)
+    return drawing
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as one `<svg>` element to stand in an HTML page: text stays text, ids are the figure's own."""
+    text = _save(figure, format="svg", metadata={"Date": None}).decode()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # implied in HTML
+    text = text.replace(INK, "currentColor")
+    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", text)
+
+
+def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
+    """Return a figure as a PNG file with a transparent background."""
+    return _save(figure, format="png", dpi=dots_per_inch)
+
+
+def grid(images: UInt8[Tensor, "n c h w"], columns: int, labels: Sequence[str] | None = None) -> Image.Image:
+    """Lay out images of 1 or 3 channels row by row, `columns` to a row, with `labels` below them if given.
+
+    Images smaller than 64 pixels are enlarged by a whole factor, without smoothing. Gaps are transparent.
+    """
+    count, channels, height, width = images.shape
+    if count < 1 or columns < 1:
+        raise ValueError(f"a grid needs at least 1 image and 1 column, got {count} and {columns}")
+    if channels not in (1, 3):
+        raise ValueError(f"a grid shows images of 1 or 3 channels, got {channels}")
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"{len(labels)} labels for {count} images")
+    columns = min(columns, count)
+    factor = math.ceil(LEAST_TILE / max(height, width))
+    height, width = height * factor, width * factor
+    gap = max(2, width // 32)
+    font_size = max(10, width // 6)
+    font = ImageFont.load_default(font_size)
+    below = 0 if labels is None else math.ceil(1.5 * font_size)
+    rows = math.ceil(count / columns)
+    size = (columns * (width + gap) - gap, rows * (height + below + gap) - gap)
+    sheet = Image.new("RGBA", size, (0, 0, 0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for k, pixels in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        left, top = k % columns * (width + gap), k // columns * (height + below + gap)
+        tile = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+        sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (left, top))
+        if labels is not None:
+            pen.text((left + width / 2, top + height + below / 2), labels[k], INK, font, anchor="mm")
+    return sheet
+
+
+def _visible(value: float, scale: str) -> bool:
+    return math.isfinite(value) and (scale == "linear" or value > 0)
+
+
+def _save(figure: Figure, **options: Any) -> bytes:
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context(_style()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a page's own fonts may well have it
+        draw(figure).savefig(buffer, transparent=True, **options)
+    return buffer.getvalue()
+
+
+def _style() -> Any:
+    return {
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "axes.linewidth": 0.6,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # it comes with matplotlib
+        "font.size": 10,
+        "grid.alpha": 0.25,
+        "grid.color": INK,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "legend.handlelength": 2.2,
+        "legend.borderaxespad": 0,
+        "legend.labelcolor": INK,
+        "lines.linewidth": 1.6,
+        "lines.solid_capstyle": "round",
+        "svg.fonttype": "none",
+        "svg.hashsalt": "jlt",
+        "text.color": INK,
+        "text.parse_math": False,  # a name may hold any character
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "ytick.minor.width": 0.4,
+        "xtick.minor.width": 0.4,
+    }

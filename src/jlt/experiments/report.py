@@ -1,0 +1,367 @@
+"""A page to look at, made from a record and the pictures beside it, and from nothing else.
+
+`write_report` reads `record.json` and writes one self-contained HTML file: styles, figures (SVG) and pictures (the
+files' own bytes) are inline, there is no script, and a content policy forbids the browser every request. It reads well
+on a phone and in the dark.
+
+The values table has one column a part. A part of kind "reference" (real against real, say) is a column of the values
+table only: it takes no share in who is ahead, nor in the tables of settings. Settings with which all other parts agree,
+and those of the record itself, are "shared"; the rest differ. Pictures must lie in the record's folder.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jlt import files
+from jlt.evaluation import records
+from jlt.evaluation.records import Record, Value
+from jlt.experiments import plots
+
+REFERENCE = "reference"
+# Which way is better, by a value's name up to its first bracket. Of other values no winner is named.
+BETTER = {
+    **dict.fromkeys(["FD", "KD", "FID", "KID", "sFID"], "lower"),
+    **dict.fromkeys(["IS", "class agreement", "precision", "recall"], "higher"),
+}
+IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_report(record_path_or_folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a record and return its path; without `out` it is `report.html` beside the record.
+
+    A missing record or picture is an OSError; a picture that is no PNG or JPEG, or lies outside the record's folder,
+    a ValueError.
+    """
+    path = record_path_or_folder / "record.json" if record_path_or_folder.is_dir() else record_path_or_folder
+    out = out or path.parent / "report.html"
+    if out.is_dir():
+        raise ValueError(f"the report is a file, {out} is a folder")
+    files.write_bytes(out, page(records.read(path), path.parent).encode())
+    return out
+
+
+def page(record: Record, folder: Path) -> str:
+    """Return the HTML page of a record whose pictures lie in `folder`."""
+    title = escape(record.name)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<p class="kind">{escape(record.kind)}</p>
+<h1>{title}</h1>
+<p class="summary">{escape(summary(record))}</p>
+</header>
+<main>
+{_body(record, folder)}
+</main>
+<footer>
+{_provenance(record)}
+</footer>
+</body>
+</html>
+"""
+
+
+def summary(record: Record) -> str:
+    """Say in sentences what the record holds: what was compared, the main values, who is ahead, how sure that is."""
+    sentences = []
+    contestants, columns = _contestants(record), _columns(record)
+    differing, shared = split_settings(record)
+    if len(contestants) > 1:
+        names = _enumerate(part.name for part in contestants)
+        if differing:
+            settings = _enumerate(differing) if len(differing) <= 3 else f"{len(differing)} settings"
+            sentences.append(f"{names} differ in {settings} and share {_count(len(shared), 'setting')}.")
+        else:
+            sentences.append(f"{names} share all of {_count(len(shared), 'setting')}.")
+    headlines = [name for name in _value_names(columns) if direction(name)] or _value_names(columns)[:3]
+    for name in headlines:
+        held = [(part, part.values[name]) for part in columns if name in part.values]
+        if len(columns) == 1:
+            text = format_value(held[0][1])
+        else:
+            text = _enumerate(f"{format_value(value)} for {part.name}" for part, value in held)
+        better = f", where {direction(name)} is better," if direction(name) else ""
+        sentences.append(f"{name}{better} is {text}.")
+    leads = {
+        part.name: [name for name in headlines if (best := leader(name, contestants)) is not None and best is part]
+        for part in contestants
+    }
+    if ahead := [f"{name} is ahead in {_enumerate(values)}" for name, values in leads.items() if values]:
+        sentences.append(f"{'; '.join(ahead)}.")
+        if all(part.values[name].count == 1 for part in contestants for name in headlines if name in part.values):
+            sentences.append("Each number is a single run, so the spread over seeds is not known.")
+    return " ".join(sentences)
+
+
+def direction(name: str) -> str:
+    """Return "lower" or "higher", whichever is better for the value of that name, or nothing."""
+    return BETTER.get(name.split(" (")[0], "")
+
+
+def leader(name: str, parts: Sequence[Record]) -> Record | None:
+    """Return the part with the best value of that name; None for a tie, for one part, or if no way is better."""
+    held = [part for part in parts if name in part.values]
+    sign = {"lower": 1, "higher": -1}.get(direction(name))
+    if sign is None or len(held) < 2:
+        return None
+    first, second = sorted(held, key=lambda part: sign * part.values[name].value)[:2]
+    return first if first.values[name].value != second.values[name].value else None
+
+
+def split_settings(record: Record) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the settings that differ (one text a part, "—" where it has none) and those that are shared."""
+    parts = [_flat(part.settings) for part in _contestants(record)]
+    shared = _flat(record.settings) if record.parts else {}
+    differing = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [part.get(name, shared.get(name, "—")) for part in parts]
+        if len(set(values)) == 1 and shared.get(name, values[0]) == values[0]:
+            shared[name] = values[0]
+        else:
+            differing[name] = values
+    return differing, {name: value for name, value in shared.items() if name not in differing}
+
+
+def format_value(value: Value) -> str:
+    """Write a value to four significant digits, thousands apart, with its spread and unit."""
+    number = _number(value.value)
+    spread = "" if value.spread is None else f" ± {value.spread:.2g}"
+    return f"{number}{spread}{' ' + value.unit if value.unit else ''}"
+
+
+def _number(value: float) -> str:
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _contestants(record: Record) -> list[Record]:
+    return [part for part in record.parts or (record,) if part.kind != REFERENCE]
+
+
+def _columns(record: Record) -> list[Record]:
+    return [*_contestants(record), *(part for part in record.parts if part.kind == REFERENCE)]
+
+
+def _value_names(parts: Iterable[Record]) -> list[str]:
+    return list(dict.fromkeys(name for part in parts for name in part.values))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def _enumerate(words: Iterable[str]) -> str:
+    *head, last = words
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _body(record: Record, folder: Path) -> str:
+    parts = _columns(record) if record.parts else []
+    differing, shared = split_settings(record)
+    sections = [
+        ("Values", _values_table(record)),
+        ("Pictures", _pictures([record, *parts], folder)),
+        ("Figures", _figures([record, *parts])),
+        ("Settings that differ", _differing_table(record, differing)),
+        ("Settings that are shared" if record.parts else "Settings", _pairs(shared)),
+    ]
+    text = "\n".join(f"<section>\n<h2>{title}</h2>\n{content}\n</section>" for title, content in sections if content)
+    for part in parts:
+        if part.parts:
+            heading = f'<p class="kind">part</p>\n<h2>{escape(part.name)}</h2>'
+            text += f"\n<article>\n{heading}\n{_body(part, folder)}\n</article>"
+    return text
+
+
+def _values_table(record: Record) -> str:
+    columns = _columns(record)
+    text = ""
+    if names := _value_names(columns):
+        rows = []
+        for name in names:
+            hint = f" <small>{direction(name)} is better</small>" if direction(name) else ""
+            best = leader(name, _contestants(record))
+            cells = "".join(_value_cell(part.values.get(name), part is best) for part in columns)
+            rows.append(f'<tr><th scope="row">{escape(name)}{hint}</th>{cells}</tr>')
+        head = "".join(
+            f'<th scope="col"{" class=reference" if part.kind == REFERENCE else ""}>{escape(part.name)}</th>'
+            for part in columns
+        )
+        text = _table(f"<td></td>{head}", rows)
+    if record.parts:
+        text += _pairs({name: format_value(value) for name, value in record.values.items()})
+    return text
+
+
+def _value_cell(value: Value | None, best: bool) -> str:
+    if value is None:
+        return "<td>—</td>"
+    text = escape(format_value(value))
+    count = f" <small>n = {value.count}</small>" if value.count > 1 else ""
+    return f'<td title="{value.value!r}">{f"<strong>{text}</strong>" if best else text}{count}</td>'
+
+
+def _differing_table(record: Record, differing: Mapping[str, Sequence[str]]) -> str:
+    if not differing:
+        return ""
+    head = "".join(f'<th scope="col">{escape(part.name)}</th>' for part in _contestants(record))
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
+        for name, values in differing.items()
+    ]
+    return _table(f"<td></td>{head}", rows)
+
+
+def _table(head: str, rows: Iterable[str]) -> str:
+    body = "\n".join(rows)
+    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>\n'
+
+
+def _pairs(pairs: Mapping[str, str]) -> str:
+    if not pairs:
+        return ""
+    rows = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs.items())
+    return f'<dl class="pairs">\n{rows}\n</dl>'
+
+
+def _pictures(holders: Iterable[Record], folder: Path) -> str:
+    pictures = [
+        f'<figure><img src="{_picture(folder, name)}" alt="{escape(caption)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for holder in holders
+        for caption, name in holder.pictures.items()
+    ]
+    return _gallery("pictures", pictures)
+
+
+def _picture(folder: Path, name: str) -> str:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"picture {name!r} lies outside the record's folder {folder}")
+    data = path.read_bytes()
+    kind = next((kind for magic, kind in IMAGE_TYPES.items() if data.startswith(magic)), None)
+    if kind is None:
+        raise ValueError(f"picture {path} is neither PNG nor JPEG, it starts with {data[:8]!r}")
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _figures(holders: Iterable[Record]) -> str:
+    figures = [
+        f"<figure>{plots.svg(figure)}<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        for holder in holders
+        for figure in holder.figures.values()
+    ]
+    return _gallery("figures", figures)
+
+
+def _gallery(kind: str, items: Sequence[str]) -> str:
+    lines = "\n".join(items)
+    return f'<div class="{kind}">\n{lines}\n</div>' if items else ""
+
+
+def _provenance(record: Record) -> str:
+    parts = [part for part in record.parts if part.command != record.command]
+    commands = "".join(
+        f'<div class="scroll"><pre>{escape(command)}</pre></div>\n'
+        for command in dict.fromkeys([record.command, *(part.command for part in parts)])
+    )
+    versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
+    facts = {
+        "commit": _enumerate(dict.fromkeys([record.commit, *(part.commit for part in record.parts)])),
+        "hardware": _enumerate(dict.fromkeys([record.hardware, *(part.hardware for part in record.parts)])),
+        "versions": versions,
+        "created": record.created,
+        **{f"fingerprint: {name}": value for name, value in record.fingerprints.items()},
+        **{
+            f"fingerprint: {name}, {part.name}": value
+            for part in record.parts
+            for name, value in part.fingerprints.items()
+            if record.fingerprints.get(name) != value
+        },
+    }
+    return f"<h2>Provenance</h2>\n{commands}{_pairs(facts)}"
+
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fdfdfb; --ink: #1c1c1e; --soft: #5f6068; --line: #deded8; --accent: #1f6fab;
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  --serif: Charter, "Bitstream Charter", "Iowan Old Style", Palatino, Georgia, "DejaVu Serif", serif;
+  --mono: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16171a; --ink: #e6e5e1; --soft: #a0a1a8; --line: #34363c; --accent: #7ab8ea; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body { margin: 0 auto; max-width: 66rem; padding: 3.5rem clamp(1rem, 4vw, 2.5rem) 3rem; background: var(--page);
+  color: var(--ink); font: 1rem/1.55 var(--serif); overflow-wrap: break-word; }
+h1 { margin: 0; font-size: clamp(1.7rem, 1.2rem + 2.4vw, 2.5rem); font-weight: 600; line-height: 1.15;
+  letter-spacing: -0.012em; text-wrap: balance; }
+h2 { margin: 3rem 0 1rem; font-size: 1.2rem; font-weight: 600; line-height: 1.3; }
+.kind { margin: 0 0 .4rem; color: var(--accent); font: 600 .75rem/1.4 var(--sans); letter-spacing: .09em;
+  text-transform: uppercase; }
+.summary { max-width: 42rem; margin: 1.1rem 0 0; font-size: 1.09rem; text-wrap: pretty; }
+.scroll { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; border-top: 1.5px solid var(--ink);
+  border-bottom: 1.5px solid var(--ink); font: .92rem/1.4 var(--sans); font-variant-numeric: tabular-nums; }
+th, td { padding: .5rem 0 .5rem 1.4rem; text-align: right; vertical-align: baseline; }
+th:first-child, td:first-child { padding-left: 0; text-align: left; }
+thead th { border-bottom: 1px solid var(--ink); font-weight: 600; }
+thead td { border-bottom: 1px solid var(--ink); }
+tbody tr + tr > * { border-top: 1px solid var(--line); }
+tbody th { min-width: 9rem; font-weight: 400; }
+tbody td { white-space: nowrap; }
+thead .reference { color: var(--soft); font-weight: 400; }
+small { color: var(--soft); font-size: .82em; white-space: nowrap; }
+th small { margin-left: .35em; }
+strong { font-weight: 650; }
+.pairs { margin: 0; columns: 19rem; column-gap: 3rem; font: .87rem/1.4 var(--sans);
+  font-variant-numeric: tabular-nums; }
+.scroll + .pairs { margin-top: 1.4rem; }
+.pairs div { display: flex; justify-content: space-between; gap: 1.5rem; padding: .36rem 0;
+  border-bottom: 1px solid var(--line); break-inside: avoid; }
+.pairs dt { flex: none; max-width: 60%; color: var(--soft); }
+.pairs dd { margin: 0; min-width: 0; text-align: right; overflow-wrap: anywhere; }
+.pictures, .figures { display: grid; gap: 2rem 2.2rem; align-items: start; }
+.pictures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
+.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
+figure { margin: 0; min-width: 0; }
+figure img { display: block; max-width: 100%; height: auto; }
+figure svg { display: block; width: 100%; max-width: 36rem; height: auto; }
+figure svg text { font-family: var(--sans) !important; }
+figcaption { margin-top: .7rem; max-width: 36rem; color: var(--soft); font-size: .93rem; line-height: 1.45; }
+article { margin-top: 4rem; padding-top: 1.5rem; border-top: 1.5px solid var(--ink); }
+article > h2:nth-child(2) { margin-top: 0; font-size: 1.5rem; }
+footer { margin-top: 3.5rem; border-top: 1.5px solid var(--ink); }
+footer h2 { margin-top: 1.4rem; }
+footer .pairs { columns: auto; }
+pre { margin: 0 0 .8rem; font: .85rem/1.5 var(--mono); }
+@media (max-width: 34rem) {
+  body { padding-top: 1.75rem; }
+  th, td { padding-left: .9rem; }
+  th small { display: block; margin-left: 0; } }
+@media print { body { max-width: none; padding: 0; } section { break-inside: avoid; } }
+"""
