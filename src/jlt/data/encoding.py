@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from jlt import files
 from jlt.data.images import BrokenImage
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
-from jlt.data.shards import MANIFEST, Affine, Manifest, read_manifest, shard_name
+from jlt.data.shards import MANIFEST, Affine, Manifest, open_latents, read_manifest, shard_name
 from jlt.data.sources import Source, Subset, held_out_indices, open_source
 
 NORMALISATIONS = ("global", "channel")
@@ -56,7 +56,7 @@ def encode(
         mirrored: encode the mirror image of each training image, too.
         shard_size: images a shard.
         batch_size: images at once; no byte depends on it.
-        skip_broken: leave out images that cannot be decoded, and say how many, instead of stopping at the first.
+        skip_broken: leave out images that cannot be decoded, named in skipped.json, instead of stopping at the first.
         upscale: enlarge images that are smaller than the crop, instead of stopping at the first.
     """
     files.choose("representation", representation, dict.fromkeys(OFFLINE))
@@ -90,6 +90,7 @@ def encode(
     encoder = make_representation(representation, Subset(opened, training), out, stride, channels, batch_size)
 
     affine: Affine | None = None
+    _, height, width = opened.image_shape
     for split, indices in (("train", training), ("held-out", held_out.tolist())):
         if not indices:
             continue
@@ -101,17 +102,15 @@ def encode(
             continue
         both = mirrored and split == "train"
         shards = write_shards(encoder, images, folder, shard_size, batch_size, both)
-        sums = sum_up(folder, shards)
-        mean, variance = sums[0] / sums[2], sums[1] / sums[2] - (sums[0] / sums[2]) ** 2
+        mean, variance = raw_statistics(folder, shards)
         if affine is None:
             affine = fit_affine(mean, variance, normalise)
         scale = torch.tensor(affine.scale, dtype=torch.float64)
-        size = list(load_file(folder / shards[0][0])["latents"].shape[1:])
         Manifest(
             split=split,
             num_images=len(images),
             shard_size=shard_size,
-            shape=(size[0], size[1], size[2]),
+            shape=(encoder.channels, height // encoder.stride, width // encoder.stride),
             class_names=opened.class_names,
             source={**{key: settings[key] for key in ("source", "source_fingerprint", "image_shape")},
                     "images": files.fingerprint(indices)},
@@ -156,7 +155,6 @@ def without_broken(source: Source, out: Path) -> Source:
                 reasons[str(index)] = str(error)
         skipped = {int(index) for index in reasons}
         files.write_json(path, reasons)
-    print(f"{len(skipped)} of {len(source)} images cannot be decoded and are left out; {path} names them")
     if len(skipped) == len(source):
         raise ValueError(f"all {len(source)} images cannot be decoded")
     return Subset(source, [i for i in range(len(source)) if i not in skipped])
@@ -223,8 +221,8 @@ def to_half(raw: Tensor, folder: Path) -> Tensor:
     return half
 
 
-def sum_up(folder: Path, shards: list[tuple[str, int, str]]) -> tuple[Tensor, Tensor, int]:
-    """Return per-channel sums and sums of squares of the raw latents as stored, and the number of positions."""
+def raw_statistics(folder: Path, shards: list[tuple[str, int, str]]) -> tuple[Tensor, Tensor]:
+    """Measure mean and variance by channel of the raw latents as stored, in float64."""
     total, square, count = torch.zeros(()), torch.zeros(()), 0
     for name, _, _ in shards:
         latents = load_file(folder / name)["latents"]
@@ -232,13 +230,29 @@ def sum_up(folder: Path, shards: list[tuple[str, int, str]]) -> tuple[Tensor, Te
             values = part.double()
             total, square = total + values.sum((0, 2, 3)), square + values.square().sum((0, 2, 3))
             count += values[:, 0].numel()
-    return total, square, count
+    mean = total / count
+    return mean, (square / count - mean**2).clamp(min=0)
 
 
 def fit_affine(mean: Tensor, variance: Tensor, normalise: str) -> Affine:
     """Return the affine that makes channel means 0 and their mean variance, or every variance, 1."""
     used = variance.clamp(min=1e-12) if normalise == "channel" else variance.mean().clamp(min=1e-12).expand_as(variance)
     return Affine(tuple(mean.tolist()), tuple(used.rsqrt().tolist()))
+
+
+def reconstruct(
+    folder: Path, split: str, indices: Int[Tensor, " n"]
+) -> tuple[UInt8[Tensor, "n c h w"], UInt8[Tensor, "n c h w"]]:
+    """Return some images of a split, and what their latents decode to."""
+    latents, representation = open_latents(folder, split), load_representation(folder / "representation")
+    if representation.fingerprint != latents.manifest.representation_fingerprint:
+        raise ValueError(
+            f"{folder / 'representation'} has fingerprint {representation.fingerprint}, "
+            f"the latents beside it were made with {latents.manifest.representation_fingerprint}"
+        )
+    source = real_images(folder, split)
+    originals = image_batch(source[i][0] for i in indices.tolist())
+    return originals, representation.decode(latents.manifest.affine.restore(latents.gather(indices)))
 
 
 def real_images(folder: Path, split: str) -> Source:

@@ -8,7 +8,7 @@ a class with these methods and give it a row in REPRESENTATIONS.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from jlt import files
 FORMAT_VERSION = 1
 
 
+@runtime_checkable
 class Representation(Protocol):
     """Turns images into latents of `channels` at 1/`stride` of their size, and back."""
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -24,6 +24,7 @@ from jlt.data.images import SUFFIXES, adm_crop, read_image
 PADDED = 32  # digits of 28 x 28 get a border of zeros, so that patches of 2, 4 and 8 fit
 
 
+@runtime_checkable
 class Source(Protocol):
     """An ordered list of images: `source[i]` is a uint8 image (channels, height, width) and its label."""
 
