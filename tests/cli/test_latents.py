@@ -59,7 +59,8 @@ def test_show_draws_images_their_reconstructions_and_the_difference(latents, tmp
     pytest.importorskip("jlt.experiments.plots")
     picture = tmp_path / "shown.png"
     assert main(["latents", "show", str(latents), "--out", str(picture), "--num", "4"]) == 0
-    width, height = Image.open(picture).size
+    with Image.open(picture) as image:
+        width, height = image.size
     assert width / height == pytest.approx(4 / 3, abs=0.02)  # gaps between the tiles
     shown = capsys.readouterr().out
     assert "4 of 64 images" in shown
