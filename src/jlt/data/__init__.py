@@ -1,8 +1,8 @@
 """Data: image sources, representations, and latents on disk. See each module's docstring for its contract."""
 
-from jlt.data.encoding import encode, real_images
+from jlt.data.encoding import encode, real_images, reconstruct
 from jlt.data.representations import REPRESENTATIONS, Representation, load_representation
-from jlt.data.shards import Affine, Latents, Manifest, open_latents
+from jlt.data.shards import Affine, Latents, Manifest, open_latents, splits
 from jlt.data.sources import SOURCES, Source, Subset, held_out_indices, open_source
 
 __all__ = [
@@ -20,4 +20,6 @@ __all__ = [
     "open_latents",
     "open_source",
     "real_images",
+    "reconstruct",
+    "splits",
 ]

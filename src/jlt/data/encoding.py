@@ -3,14 +3,16 @@
 A stopped encoding goes on when it is started again: whole shards are kept, and the bytes of shards and manifest are
 those of an encoding that was never stopped. The folder's encoding.json states what it is made from, first of all files,
 so that another source or another setting is refused. The manifests come last: latents without one are unfinished.
+Bad input, such as a broken image, leaves nothing behind that the same call has begun.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +20,7 @@ from tqdm import tqdm
 from jlt import files
 from jlt.data.images import BrokenImage
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
-from jlt.data.shards import MANIFEST, Affine, Manifest, read_manifest, shard_name
+from jlt.data.shards import MANIFEST, Affine, Manifest, open_latents, read_manifest, shard_name
 from jlt.data.sources import Source, Subset, held_out_indices, open_source
 
 NORMALISATIONS = ("global", "channel")
@@ -56,7 +58,7 @@ def encode(
         mirrored: encode the mirror image of each training image, too.
         shard_size: images a shard.
         batch_size: images at once; no byte depends on it.
-        skip_broken: leave out images that cannot be decoded, and say how many, instead of stopping at the first.
+        skip_broken: leave out images that cannot be decoded, named in skipped.json, instead of stopping at the first.
         upscale: enlarge images that are smaller than the crop, instead of stopping at the first.
     """
     files.choose("representation", representation, dict.fromkeys(OFFLINE))
@@ -64,8 +66,10 @@ def encode(
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if representation == "pixels" and channels is not None:
+        raise ValueError(f"pixels keep all their channels, got channels = {channels}")
     opened = open_source(source, image_size, upscale) if isinstance(source, str) else source
-    held_out = held_out_indices(opened.labels(), num_held_out)
+    held_out_indices(opened.labels(), num_held_out)  # a number that is too large is refused before anything is written
     settings = {
         "source": opened.spec,
         "source_fingerprint": opened.fingerprint,
@@ -80,17 +84,32 @@ def encode(
         "skip_broken": skip_broken,
         "upscale": upscale,
     }
-    claim(out, settings)
-    if skip_broken:
+    existed, begun = out.exists(), claim(out, settings)
+    try:
+        fill(out, opened, settings, batch_size)
+    except ValueError:  # bad input, which is met by another setting or another source: what there is has no use
+        made = ("train", "held-out", "representation", "skipped.json", "encoding.json")
+        for path in [out / name for name in made] if existed else [out]:
+            if begun:
+                files.remove(path)
+        raise
+
+
+def fill(out: Path, opened: Source, settings: dict[str, Any], batch_size: int) -> None:
+    """Write what is missing of the encoding that `settings` describe."""
+    representation, normalise, mirrored = settings["representation"], settings["normalise"], settings["mirrored"]
+    stride, channels, shard_size = settings["stride"], settings["channels"], settings["shard_size"]
+    for folder in (out, out / "representation"):
+        files.remove_temporaries(folder)
+    if settings["skip_broken"]:
         opened = without_broken(opened, out)
-        held_out = held_out_indices(opened.labels(), num_held_out)
-    kept = torch.ones(len(opened), dtype=torch.bool)
-    kept[torch.from_numpy(held_out)] = False
-    training = torch.nonzero(kept).flatten().tolist()
+    parts = split_indices(opened, settings["num_held_out"])
+    training = parts["train"]
     encoder = make_representation(representation, Subset(opened, training), out, stride, channels, batch_size)
 
     affine: Affine | None = None
-    for split, indices in (("train", training), ("held-out", held_out.tolist())):
+    _, height, width = opened.image_shape
+    for split, indices in parts.items():
         if not indices:
             continue
         folder, images = out / split, Subset(opened, indices)
@@ -101,17 +120,15 @@ def encode(
             continue
         both = mirrored and split == "train"
         shards = write_shards(encoder, images, folder, shard_size, batch_size, both)
-        sums = sum_up(folder, shards)
-        mean, variance = sums[0] / sums[2], sums[1] / sums[2] - (sums[0] / sums[2]) ** 2
+        mean, variance = raw_statistics(folder, shards)
         if affine is None:
             affine = fit_affine(mean, variance, normalise)
         scale = torch.tensor(affine.scale, dtype=torch.float64)
-        size = list(load_file(folder / shards[0][0])["latents"].shape[1:])
         Manifest(
             split=split,
             num_images=len(images),
             shard_size=shard_size,
-            shape=(size[0], size[1], size[2]),
+            shape=(encoder.channels, height // encoder.stride, width // encoder.stride),
             class_names=opened.class_names,
             source={**{key: settings[key] for key in ("source", "source_fingerprint", "image_shape")},
                     "images": files.fingerprint(indices)},
@@ -125,38 +142,53 @@ def encode(
         ).write(folder)  # fmt: skip
 
 
-def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` this encoding's folder, or check that it is; anything else in it is a ValueError."""
+def split_indices(source: Source, num_held_out: int) -> dict[str, list[int]]:
+    """Return which images of a source make up each split, in order."""
+    held_out = held_out_indices(source.labels(), num_held_out)
+    return {"train": np.setdiff1d(np.arange(len(source)), held_out).tolist(), "held-out": held_out.tolist()}
+
+
+def claim(out: Path, settings: dict[str, Any]) -> bool:
+    """Make `out` this encoding's folder, or check that it is; anything else in it is a ValueError.
+
+    Returns whether the encoding begins here.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; a folder for latents is wanted")
     path = out / "encoding.json"
     if path.is_file():
-        found = files.read_json(path)
+        found = read_settings(out)
         differing = [name for name in settings if found.get(name) != settings[name]]
         if differing:
             listed = "; ".join(f"{name} is {found.get(name)} there and {settings[name]} here" for name in differing)
             raise ValueError(f"{out} holds latents made with other settings: {listed}")
-    elif out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
+        return False
+    if out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no encoding.json; latents go into a folder of their own")
-    else:
-        files.write_json(path, settings)
+    files.write_json(path, settings)
+    return True
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """Read encoding.json; an entry that is missing is None."""
+    found = files.read_json(out / "encoding.json")
+    if not isinstance(found, dict):
+        raise ValueError(f"{out / 'encoding.json'} holds {found!r:.40}, the settings of an encoding are wanted")
+    return found
 
 
 def without_broken(source: Source, out: Path) -> Source:
-    """Return the source without the images that cannot be decoded, and name them in skipped.json."""
+    """Return the source without the images that cannot be decoded, which skipped.json names."""
     path = out / "skipped.json"
-    if path.is_file():
-        skipped = {int(index) for index in files.read_json(path)}
-    else:
+    if not path.is_file():
         reasons = {}
         for index in tqdm(range(len(source)), desc="looking for broken images", unit="image", disable=None):
             try:
                 source[index]
             except BrokenImage as error:
                 reasons[str(index)] = str(error)
-        skipped = {int(index) for index in reasons}
         files.write_json(path, reasons)
-    print(f"{len(skipped)} of {len(source)} images cannot be decoded and are left out; {path} names them")
+    skipped = {int(index) for index in files.read_json(path)}
     if len(skipped) == len(source):
         raise ValueError(f"all {len(source)} images cannot be decoded")
     return Subset(source, [i for i in range(len(source)) if i not in skipped])
@@ -223,8 +255,8 @@ def to_half(raw: Tensor, folder: Path) -> Tensor:
     return half
 
 
-def sum_up(folder: Path, shards: list[tuple[str, int, str]]) -> tuple[Tensor, Tensor, int]:
-    """Return per-channel sums and sums of squares of the raw latents as stored, and the number of positions."""
+def raw_statistics(folder: Path, shards: list[tuple[str, int, str]]) -> tuple[Tensor, Tensor]:
+    """Measure mean and variance by channel of the raw latents as stored, in float64."""
     total, square, count = torch.zeros(()), torch.zeros(()), 0
     for name, _, _ in shards:
         latents = load_file(folder / name)["latents"]
@@ -232,31 +264,57 @@ def sum_up(folder: Path, shards: list[tuple[str, int, str]]) -> tuple[Tensor, Te
             values = part.double()
             total, square = total + values.sum((0, 2, 3)), square + values.square().sum((0, 2, 3))
             count += values[:, 0].numel()
-    return total, square, count
+    mean = total / count
+    return mean, (square / count - mean**2).clamp(min=0)
 
 
 def fit_affine(mean: Tensor, variance: Tensor, normalise: str) -> Affine:
     """Return the affine that makes channel means 0 and their mean variance, or every variance, 1."""
-    used = variance.clamp(min=1e-12) if normalise == "channel" else variance.mean().clamp(min=1e-12).expand_as(variance)
+    least, typical = variance.min().item(), variance.mean().item()
+    if typical < 1e-10:
+        raise ValueError(f"the latents' channel variance is {typical:.3g}: all images are the same")
+    if normalise == "channel" and least < 1e-9 * typical:
+        raise ValueError(
+            f"a channel's variance is {least:.3g} where the mean is {typical:.3g}, scaled to 1 it would be noise; "
+            f"keep the first {int((variance > 1e-9 * typical).sum())} channels, or normalise by one scale for all"
+        )
+    used = variance if normalise == "channel" else variance.mean().expand_as(variance)
     return Affine(tuple(mean.tolist()), tuple(used.rsqrt().tolist()))
+
+
+def reconstruct(
+    folder: Path, split: str, indices: Int[Tensor, " n"]
+) -> tuple[UInt8[Tensor, "n c h w"], UInt8[Tensor, "n c h w"]]:
+    """Return some images of a split, and what their latents decode to."""
+    latents, representation = open_latents(folder, split), load_representation(folder / "representation")
+    if representation.fingerprint != latents.manifest.representation_fingerprint:
+        raise ValueError(
+            f"{folder / 'representation'} has fingerprint {representation.fingerprint}, "
+            f"the latents beside it were made with {latents.manifest.representation_fingerprint}"
+        )
+    source = real_images(folder, split)
+    originals = image_batch(source[i][0] for i in indices.tolist())
+    return originals, representation.decode(latents.manifest.affine.restore(latents.gather(indices)))
 
 
 def real_images(folder: Path, split: str) -> Source:
     """Reopen the images that a split was encoded from; a source that has changed since is a ValueError."""
-    settings, manifest = files.read_json(folder / "encoding.json"), read_manifest(folder / split)
-    shape = settings["image_shape"]
-    source = open_source(settings["source"], int(shape[1]), bool(settings["upscale"]))
+    settings, manifest = read_settings(folder), read_manifest(folder / split)
+    wanted = ("source", "image_shape", "source_fingerprint", "num_held_out", "skip_broken", "upscale")
+    if missing := [name for name in wanted if name not in settings]:
+        raise ValueError(f"{folder / 'encoding.json'} lacks {', '.join(missing)}")
+    source = open_source(settings["source"], int(settings["image_shape"][1]), bool(settings["upscale"]))
     if source.fingerprint != settings["source_fingerprint"]:
         raise ValueError(
             f"{settings['source']} has fingerprint {source.fingerprint}, "
             f"the latents in {folder} were made from {settings['source_fingerprint']}"
         )
     if settings["skip_broken"]:
-        skipped = {int(index) for index in files.read_json(folder / "skipped.json")}
-        source = Subset(source, [i for i in range(len(source)) if i not in skipped])
-    held_out = held_out_indices(source.labels(), int(settings["num_held_out"])).tolist()
-    apart = set(held_out)
-    indices = held_out if split == "held-out" else [i for i in range(len(source)) if i not in apart]
-    if len(indices) != manifest.num_images:
-        raise ValueError(f"{folder / split} holds {manifest.num_images} latents, its source has {len(indices)} images")
+        source = without_broken(source, folder)
+    indices = split_indices(source, int(settings["num_held_out"]))[split]
+    if (found := files.fingerprint(indices)) != manifest.source.get("images"):
+        raise ValueError(
+            f"{folder / split} holds the {manifest.num_images} images {manifest.source.get('images')}, "
+            f"its source gives the {len(indices)} images {found}"
+        )
     return Subset(source, indices)

@@ -19,6 +19,7 @@ def read_image(path: Path) -> Image.Image:
     """Decode a file to RGB: EXIF orientation obeyed, transparency over white, 16-bit grey scaled to 8 bits."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as odd metadata of an image that is read all the same
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
                 if image.width * image.height > MAX_PIXELS:
@@ -29,9 +30,9 @@ def read_image(path: Path) -> Image.Image:
         raise BrokenImage(f"{path} is not a JPEG, PNG or WebP image ({path.stat().st_size} bytes)") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BrokenImage(f"{path} is larger than an image may be: {error}") from None
-    except (PermissionError, BrokenImage):
+    except (PermissionError, FileNotFoundError, MemoryError, BrokenImage):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged files
+    except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
         raise BrokenImage(f"{path} cannot be decoded: {error}") from None
 
 

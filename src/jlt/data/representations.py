@@ -117,8 +117,10 @@ class PatchPCA:
         return files.fingerprint([self.name, self.image_channels, self.stride, values])
 
     def encode(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b k y x"]:
-        patches = cut_patches(to_float(images), self.stride)
-        return ((patches - self.mean.to(patches.device)) @ self.basis.to(patches.device)).permute(0, 3, 1, 2)
+        # in float64 a product's rounding, which varies with the batch size, stays far below the 16 bits stored
+        patches = cut_patches(to_float(images), self.stride).double()
+        latents = (patches - self.mean.to(patches)) @ self.basis.to(patches)
+        return latents.float().permute(0, 3, 1, 2)
 
     def decode(self, latents: Float[Tensor, "b k y x"]) -> UInt8[Tensor, "b c h w"]:
         patches = latents.permute(0, 2, 3, 1) @ self.basis.T.to(latents.device) + self.mean.to(latents.device)
@@ -156,14 +158,14 @@ def fit_patch_pca(images: Iterable[UInt8[Tensor, "b c h w"]], stride: int = 4, c
     count, total, second, image_channels = 0, torch.zeros(()), torch.zeros(()), 0
     for batch in images:
         image_channels = batch.shape[1]
-        # taken about 0 = mid-grey, in integers and halves of 1/127.5, float64 has digits to spare
-        patches = cut_patches(to_float(batch).double(), stride).flatten(0, 2)
+        # sums of whole numbers below 2^53 are exact, so neither batches nor threads change a bit of the fit
+        patches = cut_patches(batch.double(), stride).flatten(0, 2)
         count += len(patches)
         total, second = total + patches.sum(0), second + patches.T @ patches
     if count < 2:
         raise ValueError(f"patch PCA needs at least 2 patches to fit, got {count}")
     mean = total / count
-    eigenvalues, basis = torch.linalg.eigh(second / count - torch.outer(mean, mean))
+    eigenvalues, basis = torch.linalg.eigh((second / count - torch.outer(mean, mean)) / 127.5**2)
     eigenvalues, basis = eigenvalues.flip(0).clamp(min=0), basis.flip(1)
     size = len(mean)
     kept = size if channels is None else channels
@@ -172,7 +174,11 @@ def fit_patch_pca(images: Iterable[UInt8[Tensor, "b c h w"]], stride: int = 4, c
     # an eigenvector's sign is arbitrary: make its largest entry positive
     signs = basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
     return PatchPCA(
-        image_channels, stride, mean.float(), (basis * signs)[:, :kept].float().contiguous(), eigenvalues[:kept].float()
+        image_channels,
+        stride,
+        (mean / 127.5 - 1).float(),
+        (basis * signs)[:, :kept].float().contiguous(),
+        eigenvalues[:kept].float(),
     )
 
 
@@ -187,8 +193,15 @@ def _load_pixels(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pixels:
 
 
 def _load_patch_pca(header: dict[str, Any], tensors: dict[str, Tensor]) -> PatchPCA:
-    mean, basis, eigenvalues = (tensors[name] for name in ("mean", "basis", "eigenvalues"))
-    return PatchPCA(int(header["image_channels"]), int(header["stride"]), mean, basis, eigenvalues)
+    mean, basis, eigenvalues = (tensors[name].float() for name in ("mean", "basis", "eigenvalues"))
+    image_channels, stride = int(header["image_channels"]), int(header["stride"])
+    size = image_channels * stride**2
+    if mean.shape != (size,) or basis.ndim != 2 or len(basis) != size or eigenvalues.shape != basis.shape[1:]:
+        raise ValueError(
+            f"mean is {list(mean.shape)}, basis {list(basis.shape)} and eigenvalues {list(eigenvalues.shape)}, "
+            f"patches of {stride} x {stride} x {image_channels} want [{size}], [{size}, k] and [k]"
+        )
+    return PatchPCA(image_channels, stride, mean, basis, eigenvalues)
 
 
 REPRESENTATIONS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Representation]] = {
@@ -213,6 +226,8 @@ def load_representation(folder: Path) -> Representation:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
     except KeyError as error:
         raise ValueError(f"{folder} lacks {error} of a {header['name']} representation") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{folder} is no {header['name']} representation: {error}") from None
 
 
 def image_batch(images: Iterable[UInt8[np.ndarray, "c h w"]]) -> UInt8[Tensor, "b c h w"]:

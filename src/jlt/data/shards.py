@@ -26,6 +26,7 @@ from jlt import files
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+SPLITS = ("train", "held-out")
 # A split's measured mean and variance by channel may differ from the promised ones by this much of a standard
 # deviation, and by this factor: wide enough for a few hundred images, far too narrow for forgotten normalisation.
 MEAN_BOUND, VARIANCE_BOUND = 0.5, 2.0
@@ -95,6 +96,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(
             **{
                 **data,
+                "num_images": int(data["num_images"]),
+                "shard_size": int(data["shard_size"]),
                 "shape": tuple(int(n) for n in data["shape"]),
                 "class_names": None if data["class_names"] is None else tuple(map(str, data["class_names"])),
                 "affine": Affine(*(tuple(map(float, data["affine"][key])) for key in ("shift", "scale"))),
@@ -103,9 +106,9 @@ def read_manifest(folder: Path) -> Manifest:
                 "shards": tuple((str(file), int(count), str(sha)) for file, count, sha in data["shards"]),
             }
         )
-        check_manifest(manifest, path)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} has a malformed entry: {error}") from None
+    check_manifest(manifest, path)
     return manifest
 
 
@@ -114,6 +117,8 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
     channels = manifest.shape[0] if len(manifest.shape) == 3 else None
     if channels is None or min(manifest.shape) < 1 or max(manifest.shape) > 2**16:
         raise ValueError(f"{path}: shape must be three numbers in [1, 65536], got {list(manifest.shape)}")
+    if not isinstance(manifest.mirrored, bool):
+        raise ValueError(f"{path}: mirrored must be true or false, got {manifest.mirrored!r}")
     if manifest.dtype != "float16":
         raise ValueError(f"{path}: dtype is {manifest.dtype!r}, this jlt reads float16")
     for name, values in (
@@ -126,6 +131,8 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
             raise ValueError(f"{path}: {name} has {len(values)} entries, the latents have {channels} channels")
         if not all(math.isfinite(value) for value in values):
             raise ValueError(f"{path}: {name} must be finite, got {values[:4]}...")
+    if min(manifest.variance) < 0:
+        raise ValueError(f"{path}: variance must be at least 0, got {min(manifest.variance)}")
     if min(manifest.affine.scale) <= 0:
         raise ValueError(f"{path}: affine scale must be above 0, got {min(manifest.affine.scale)}")
     if manifest.num_images < 1 or manifest.shard_size < 1:
@@ -200,6 +207,21 @@ class Latents:
                     raw[mine] = tensors[k][index[mine] - k * self.manifest.shard_size]
         return self.manifest.affine.normalise(raw.float())
 
+    def statistics(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        """Measure mean and variance by channel over all normalised latents, in float64; all must be finite."""
+        total, square = torch.zeros(2, self.shape[0], dtype=torch.float64)
+        for indices in torch.arange(len(self)).split(512):
+            z = self.gather(indices).double()
+            self.check_finite(z, indices)
+            total, square = total + z.sum((0, 2, 3)), square + z.square().sum((0, 2, 3))
+        mean = total / (len(self) * math.prod(self.shape[1:]))
+        return mean, square / (len(self) * math.prod(self.shape[1:])) - mean**2
+
+    def check_finite(self, z: Float[Tensor, "b c h w"], indices: Int[Tensor, " b"]) -> None:
+        if not torch.isfinite(z).all():
+            bad = int(indices[(~torch.isfinite(z)).flatten(1).any(1)][0])
+            raise ValueError(f"{self.folder}: the latents of image {bad} are not finite")
+
     def check_statistics(self, num_images: int = 256) -> None:
         """Compare the latents' mean and variance by channel with the manifest's, on some images spread over the split.
 
@@ -207,9 +229,7 @@ class Latents:
         """
         spread = torch.linspace(0, len(self) - 1, min(num_images, len(self))).long()
         z = self.gather(spread).double()
-        if not torch.isfinite(z).all():
-            bad = int(spread[(~torch.isfinite(z)).flatten(1).any(1)][0])
-            raise ValueError(f"{self.folder}: the latents of image {bad} are not finite")
+        self.check_finite(z, spread)
         if len(spread) < 64:
             return  # too few to tell a fault from chance
         promised = torch.tensor(self.manifest.variance, dtype=torch.float64).mean()
@@ -256,10 +276,17 @@ def open_shard(folder: Path, manifest: Manifest, k: int, verify: bool) -> dict[s
     return tensors
 
 
-def open_latents(folder: Path, split: str = "train", verify: bool = False) -> Latents:
-    """Open a split of a folder made by `encode`; `verify` checks every shard's hash."""
+def splits(folder: Path) -> list[str]:
+    """Return the names of the splits in a folder of latents."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a folder of latents is wanted")
-    if not (folder / split).is_dir():
-        raise ValueError(f"{folder} holds no {split!r} split")
+    found = [split for split in SPLITS if (folder / split).is_dir()]
+    if not found:
+        raise ValueError(f"{folder} holds neither of {' and '.join(SPLITS)}; a folder of latents is wanted")
+    return found
+
+
+def open_latents(folder: Path, split: str = "train", verify: bool = False) -> Latents:
+    """Open a split of a folder made by `encode`; `verify` checks every shard's hash."""
+    files.choose("split", split, dict.fromkeys(splits(folder)))
     return Latents(folder / split, read_manifest(folder / split), verify)

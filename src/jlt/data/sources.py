@@ -146,6 +146,9 @@ def open_folder(path: Path, image_size: int | None, upscale: bool = False) -> Fo
     """Open a folder of class folders, or a flat folder; `image_size` (256 by default) is the side of the crop."""
     root = existing_folder(path)
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        if root.resolve().is_relative_to((root / name).resolve()):
+            raise ValueError(f"class folder {root / name} is a link to {(root / name).resolve()}, which holds it")
     found = [(file, label) for label, name in enumerate(names) for file in image_files(root / name, deep=True)]
     loose = image_files(root, deep=False)
     if found and loose:
@@ -194,8 +197,8 @@ def open_idx(path: Path, image_size: int | None, split: str = "train") -> Arrays
     targets = read_idx(find_idx(root, f"{split}-labels-idx1-ubyte"), dimensions=1).astype(np.int64)
     if len(images) != len(targets):
         raise ValueError(f"{root} has {len(images)} images and {len(targets)} labels in its {split} files")
-    if len(images) == 0:
-        raise ValueError(f"{root} holds 0 images in its {split} files")
+    if images.size == 0:
+        raise ValueError(f"{root} holds images of shape {list(images.shape)} in its {split} files")
     kind = {"train": "idx", "t10k": "idx-test"}[split]
     names = tuple(str(k) for k in range(int(targets.max()) + 1))
     return arrays(f"{kind}:{path}", images, targets, names, image_size)
@@ -219,11 +222,14 @@ def read_idx(path: Path, dimensions: int, max_bytes: int = 2**32) -> UInt8[np.nd
             shape = [int(n) for n in np.frombuffer(header[4:], dtype=">u4")]
             if math.prod(shape) > max_bytes:
                 raise ValueError(f"{path} promises {shape} bytes, at most {max_bytes} are read")
-            data = file.read(math.prod(shape) + 1)
+            data = bytearray()  # filled as far as the file goes: a header may promise anything
+            while len(data) <= math.prod(shape) and (part := file.read(2**20)):
+                data += part
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if len(data) != math.prod(shape):
-        raise ValueError(f"{path} promises {shape} = {math.prod(shape)} bytes and holds {len(data)}")
+        more = "or more" if len(data) > math.prod(shape) else "only"
+        raise ValueError(f"{path} promises {shape} = {math.prod(shape)} bytes and holds {len(data)} {more}")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
@@ -246,6 +252,8 @@ def arrays(
     short = [size - side for side in images.shape[1:]]
     if min(short) < 0:
         raise ValueError(f"{spec} has images of {images.shape[1]} x {images.shape[2]}, larger than {size}")
+    if len(images) * size**2 > 2**32:
+        raise ValueError(f"{spec} makes {len(images)} images of {size} x {size}, at most {2**32} bytes fit")
     border = [(0, 0), *((s // 2, s - s // 2) for s in short)]
     padded = np.pad(images, border)[:, None]
     digest = hashlib.sha256(padded.tobytes() + targets.tobytes()).hexdigest()[:16]
@@ -271,6 +279,8 @@ def open_source(spec: str, image_size: int | None = None, upscale: bool = False)
     opener = files.choose("source", kind, SOURCES)
     if kind != "mnist" and not path:
         raise ValueError(f"source {spec!r} names no path; write {kind}:PATH")
+    if kind == "mnist" and path:
+        raise ValueError(f"source {spec!r} names a path; the digits of mnist come in a package, write mnist")
     if kind == "folder":
         return open_folder(Path(path), image_size, upscale)
     return opener(Path(path), image_size)

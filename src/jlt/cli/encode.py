@@ -1,0 +1,69 @@
+"""`jlt encode SOURCE OUT`."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jlt import files
+from jlt.data import encode, open_latents, splits
+
+
+def run(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    representation: str = "patch-pca",
+    image_size: int | None = None,
+    stride: int = 4,
+    channels: int | None = None,
+    num_held_out: int = 0,
+    normalise: str = "global",
+    mirrored: bool = False,
+    shard_size: int = 4096,
+    batch_size: int = 256,
+    skip_broken: bool = False,
+    upscale: bool = False,
+    json: bool = False,
+) -> None:
+    """Turn images into latents on disk; the same command again continues where it stopped.
+
+    Args:
+        source: a folder of class folders, a flat folder of images, idx:FOLDER, idx-test:FOLDER, or mnist.
+        out: folder for the latents; it must be new, empty, or of this very encoding.
+        representation: patch-pca, fitted to the training images, or pixels.
+        image_size: side of the square crop (256 by default; digits are padded to 32).
+        stride: side of a patch (patch-pca).
+        channels: components kept (patch-pca), all by default.
+        num_held_out: images set apart, evenly over the classes.
+        normalise: global (one scale, the mean channel variance becomes 1) or channel (one each, every variance does).
+        mirrored: encode the mirror image of each training image, too.
+        shard_size: images a shard.
+        batch_size: images at once; no byte depends on it.
+        skip_broken: leave out images that cannot be decoded, and count them, instead of stopping at the first.
+        upscale: enlarge images that are smaller than the crop, instead of stopping at the first.
+        json: print a summary as JSON instead of the folder.
+    """
+    encode(
+        source, out, representation=representation, image_size=image_size, stride=stride, channels=channels,
+        num_held_out=num_held_out, normalise=normalise, mirrored=mirrored, shard_size=shard_size,
+        batch_size=batch_size, skip_broken=skip_broken, upscale=upscale,
+    )  # fmt: skip
+    made = {split: open_latents(out, split) for split in splits(out)}
+    skipped = len(files.read_json(out / "skipped.json")) if skip_broken else 0
+    summary = {
+        "folder": str(out),
+        "images": sum(len(latents) for latents in made.values()),
+        "skipped": skipped,
+        "shape": made["train"].shape,
+        "classes": made["train"].num_classes,
+        "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        "splits": {split: len(latents) for split, latents in made.items()},
+    }
+    if json:
+        print(json_module.dumps(summary))
+        return
+    if skip_broken:
+        print(f"{skipped} images cannot be decoded and are left out; {out / 'skipped.json'} names them")
+    print(out)
