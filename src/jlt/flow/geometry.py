@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 ROUNDING = 1e-10  # an eigenvalue solver leaves errors of about 1e-16 * dimension of the largest eigenvalue
-Number = float | Tensor
+Number = float | int | Tensor
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from jlt import files
 
-Coefficient = float | Tensor
-Time = float | Tensor
+Coefficient = float | int | Tensor
+Time = float | int | Tensor
 
 
 @dataclass(frozen=True)
