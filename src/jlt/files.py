@@ -71,7 +71,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; a file that is no JSON is a ValueError that names it."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
         raise ValueError(f"{path} is not a JSON file: {error}") from None
 
 
