@@ -218,16 +218,16 @@ def load_representation(folder: Path) -> Representation:
     version = header.get("format_version") if isinstance(header, dict) else None
     if version != FORMAT_VERSION:
         raise ValueError(f"{folder} is a representation of format version {version}, this jlt reads {FORMAT_VERSION}")
-    load = files.choose("representation", str(header.get("name")), REPRESENTATIONS)
     path = folder / "tensors.safetensors"
     try:
+        load = files.choose("representation", str(header["name"]), REPRESENTATIONS)
         return load(header, load_file(path) if path.is_file() else {})
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
     except KeyError as error:
-        raise ValueError(f"{folder} lacks {error} of a {header['name']} representation") from None
+        raise ValueError(f"{folder} lacks {error} of a representation") from None
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{folder} is no {header['name']} representation: {error}") from None
+        raise ValueError(f"{folder} is no representation: {error}") from None
 
 
 def image_batch(images: Iterable[UInt8[np.ndarray, "c h w"]]) -> UInt8[Tensor, "b c h w"]:

@@ -93,9 +93,15 @@ def read_manifest(folder: Path) -> Manifest:
     if found - wanted:
         raise ValueError(f"{path} holds unknown {', '.join(sorted(found - wanted))}")
     try:
+        if len(data["shape"]) != 3:
+            raise ValueError(f"shape must be three numbers, got {data['shape']}")
+        if not isinstance(data["mirrored"], bool):
+            raise ValueError(f"mirrored must be true or false, got {data['mirrored']!r}")
         manifest = Manifest(
             **{
                 **data,
+                **{key: str(data[key]) for key in ("split", "representation", "representation_fingerprint", "dtype")},
+                "source": dict(data["source"]),
                 "num_images": int(data["num_images"]),
                 "shard_size": int(data["shard_size"]),
                 "shape": tuple(int(n) for n in data["shape"]),
@@ -114,11 +120,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def check_manifest(manifest: Manifest, path: Path) -> None:
     """Raise a ValueError where the manifest contradicts itself."""
-    channels = manifest.shape[0] if len(manifest.shape) == 3 else None
-    if channels is None or min(manifest.shape) < 1 or max(manifest.shape) > 2**16:
-        raise ValueError(f"{path}: shape must be three numbers in [1, 65536], got {list(manifest.shape)}")
-    if not isinstance(manifest.mirrored, bool):
-        raise ValueError(f"{path}: mirrored must be true or false, got {manifest.mirrored!r}")
+    channels = manifest.shape[0]
+    if min(manifest.shape) < 1 or max(manifest.shape) > 2**16:
+        raise ValueError(f"{path}: shape must be in [1, 65536], got {list(manifest.shape)}")
     if manifest.dtype != "float16":
         raise ValueError(f"{path}: dtype is {manifest.dtype!r}, this jlt reads float16")
     for name, values in (
