@@ -13,6 +13,7 @@ from jlt.evaluation import records
 from jlt.experiments.compare import Sampling, compare
 from jlt.experiments.presets import PAPER
 from jlt.experiments.presets import PRESETS as PRESETS
+from jlt.experiments.report import text_table
 from jlt.training import TrainConfig
 
 
@@ -37,12 +38,8 @@ def run(
         vary: settings in which runs differ, each as name=value,value; all combinations are run.
         extractor: features that distances are taken on: efficientnet-lite0, or pixels.
     """
-    record = records.read(compare(latents, out, config, variants(vary), sampling, extractor=extractor))
-    for part in record.parts:
-        print(part.name)
-        for name, value in part.values.items():
-            print(f"  {name:<28}{value}")
-    print(out / "record.json")
+    record = compare(latents, out, config, variants(vary), sampling, extractor=extractor)
+    print(f"{text_table(records.read(record))}\n\n{record}")
 
 
 def variants(vary: Sequence[str]) -> list[dict[str, Any]]:

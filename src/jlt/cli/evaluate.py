@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from jlt.experiments.compare import Sampling, evaluate
+from jlt.experiments.report import text_table
 
 
 def run(
@@ -32,9 +33,4 @@ def run(
         json: print the record as JSON.
     """
     record, path = evaluate(source, latents, out or source / "evaluation", sampling, extractor)
-    if json:
-        print(json_module.dumps(dataclasses.asdict(record)))
-        return
-    for name, value in record.values.items():
-        print(f"{name:<44}{value}")
-    print(path)
+    print(json_module.dumps(dataclasses.asdict(record)) if json else f"{text_table(record)}\n\n{path}")

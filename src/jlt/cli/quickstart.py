@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jlt.evaluation import records
 from jlt.experiments.quickstart import quickstart
+from jlt.experiments.report import text_table
 
 
 def run(*, out: Path = Path("quickstart"), seed: int = 0) -> None:
@@ -14,13 +15,4 @@ def run(*, out: Path = Path("quickstart"), seed: int = 0) -> None:
         seed: of weights, data order, training noise and sampling noise.
     """
     report = quickstart(out, seed)
-    record = records.read(out / "record.json")
-    for part in record.parts:
-        print(f"\n{part.name}")
-        for name, value in part.values.items():
-            print(f"  {name:<28}{value}")
-    print("\nreal against real")
-    for name, value in record.values.items():
-        if name.startswith("real against real: "):
-            print(f"  {name.removeprefix('real against real: '):<28}{value}")
-    print(f"\n{report.resolve()}")
+    print(f"\n{text_table(records.read(out / 'record.json'))}\n\n{report.resolve()}")

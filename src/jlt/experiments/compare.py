@@ -56,6 +56,10 @@ class Sampling:
     weights: str = "ema"
     batch_size: int = 100
 
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"num_images must be at least 2, got {self.num_images}")
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -129,17 +133,16 @@ def compare(
     shared = {name: value for name, value in dataclasses.asdict(base).items() if name not in factors}
     shared |= {f"sampling {name}": value for name, value in dataclasses.asdict(sampling).items()}
     shared |= {"extractor": judge.extractor.name, "training images": len(data), "held-out images": len(held_out[1])}
-    geometry = measure_geometry(data)
     save_grid(out / "real.png", held_out[0], held_out[1], data)
     record = Record(
         kind=kind,
         name=title,
-        values={f"real against real: {name}": value for name, value in real.items()} | dict(geometry.values),
+        values={},
         settings=json_ready(shared),
         fingerprints=judge.fingerprints(data),
-        figures=loss_figures(curves, by_time) | dict(geometry.figures),
+        figures=loss_figures(curves, by_time),
         pictures={"Real held-out images": "real.png"},
-        parts=tuple(parts),
+        parts=(*parts, real_part(real), measure_geometry(data, base.patch_size, name="Geometry of the latents")),
     )
     records.write(record, out / "record.json")
     return out / "record.json"
@@ -201,10 +204,10 @@ def evaluate(run: Path, latents: Path, out: Path, sampling: Sampling, extractor:
     save_grid(out / "real.png", held_out[0], held_out[1], data)
     record = dataclasses.replace(
         part,
-        values={**part.values, **{f"real against real: {name}": value for name, value in real.items()}},
         settings=json_ready(settings),
         fingerprints={**part.fingerprints, **judge.fingerprints(data)},
         pictures={**part.pictures, "Real held-out images": "real.png"},
+        parts=(part, real_part(real)),
     )
     records.write(record, out / "record.json")
     return record, out / "record.json"
@@ -221,6 +224,11 @@ def prepare_judge(
     if classifier is not None:
         real["class agreement"] = Value(100 * class_agreement(classifier, *held_out), unit="%")
     return Judge(extractor, against, classifier), real
+
+
+def real_part(values: Mapping[str, Value]) -> Record:
+    """Return the column that stands beside every run's: as many real training images, measured in the same way."""
+    return Record("reference", "real against real", values, {})
 
 
 def stack_images(source: Source) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:

@@ -23,7 +23,7 @@ SMALL = replace(
 DIGITS = replace(
     PAPER,
     loss_space="x",
-    size="6x128x4",
+    size="6x96x3",
     steps=1200,
     batch_size=32,
     learning_rate=2e-3,

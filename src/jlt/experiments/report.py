@@ -107,6 +107,17 @@ def summary(record: Record) -> str:
     return " ".join(sentences)
 
 
+def text_table(record: Record) -> str:
+    """Return the table of values as text for a terminal: a column a part."""
+    columns = _columns(record)
+    rows = [["", *(part.name for part in columns)]] + [
+        [name, *(format_value(part.values[name]) if name in part.values else "—" for part in columns)]
+        for name in _value_names(columns)
+    ]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
 def direction(name: str) -> str:
     """Return "lower" or "higher", whichever is better for the value of that name, or nothing."""
     return BETTER.get(name.split(" (")[0], "")
@@ -150,11 +161,11 @@ def _number(value: float) -> str:
 
 
 def _contestants(record: Record) -> list[Record]:
-    return [part for part in record.parts or (record,) if part.kind != REFERENCE]
+    return [part for part in record.parts if not part.parts and part.kind != REFERENCE] or [record]
 
 
 def _columns(record: Record) -> list[Record]:
-    return [*_contestants(record), *(part for part in record.parts if part.kind == REFERENCE)]
+    return [*_contestants(record), *(part for part in record.parts if not part.parts and part.kind == REFERENCE)]
 
 
 def _value_names(parts: Iterable[Record]) -> list[str]:
@@ -191,7 +202,7 @@ def _body(record: Record, folder: Path) -> str:
         ("Settings that are shared" if record.parts else "Settings", _pairs(shared)),
     ]
     text = "\n".join(f"<section>\n<h2>{title}</h2>\n{content}\n</section>" for title, content in sections if content)
-    for part in parts:
+    for part in record.parts:
         if part.parts:
             heading = f'<p class="kind">part</p>\n<h2>{escape(part.name)}</h2>'
             text += f"\n<article>\n{heading}\n{_body(part, folder)}\n</article>"

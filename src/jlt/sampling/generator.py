@@ -139,6 +139,15 @@ class Generator:
         )
 
 
+def open_device(name: str | torch.device) -> torch.device:
+    """Return the device of that name; one that does not exist here is a ValueError."""
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {str(name)!r} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
 def load(path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> Generator:
     """Open a run folder (its last checkpoint) or a checkpoint folder.
 
@@ -153,7 +162,7 @@ def load(path: str | Path, weights: str = "ema", device: str | torch.device = "c
     if missing:
         raise ValueError(f"{opened.folder / checkpoint.HEADER} lacks {', '.join(sorted(missing))}")
     name = opened.resolve(weights)
-    model = opened.load_model(weights).to(device).eval().requires_grad_(False)
+    model = opened.load_model(weights).to(open_device(device)).eval().requires_grad_(False)
     names = header["latents"]["class_names"]
     return Generator(
         model=model,

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from jlt import files
 from jlt.data import Latents, load_representation, open_latents
 from jlt.nn import EMA, Transformer, checkpoint, model_name
+from jlt.sampling.generator import open_device
 from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
 from jlt.training.step import draw_batch, make_optimizer, training_step
@@ -71,6 +72,7 @@ def train(
         Stopped: a signal asked for it; the state is saved.
         FloatingPointError: the gradient was not finite in ten steps in a row.
     """
+    where = open_device(device)
     data = open_latents(latents)
     held_out = open_latents(latents, split="held-out") if (latents / "held-out").is_dir() else None
     if config.flip and not data.manifest.mirrored:
@@ -78,7 +80,7 @@ def train(
     header = describe(config, data)
     run.mkdir(parents=True, exist_ok=True)
     with files.locked(run / "lock"), stop_signals() as stop:
-        state = start(config, data, run, header, torch.device(device))
+        state = start(config, data, run, header, where)
         metrics = Metrics(run / "metrics.jsonl", state.step)
 
         def save() -> None:
@@ -99,7 +101,7 @@ def train(
         position = torch.arange(config.batch_size)
         began = time.perf_counter() - state.seconds
         while state.step < config.steps:
-            batch = draw_batch(data, config, state.step, position).to(torch.device(device))
+            batch = draw_batch(data, config, state.step, position).to(where)
             rate = config.learning_rate_at(state.step)
             loss, norm = training_step(state.model, state.ema, state.optimizer, batch, config, state.step)
             state.step += 1

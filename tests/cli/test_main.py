@@ -1,0 +1,175 @@
+"""The command line: the README's chain on a folder of pictures, quick help, and one line for every mistake."""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jlt.cli import COMMANDS, main
+from jlt.experiments.compare import Sampling
+from jlt.experiments.presets import PRESETS
+from jlt.training import TrainConfig
+
+TINY = [
+    "--size", "1x32x2", "--steps", "6", "--batch-size", "4", "--warmup-steps", "2", "--save-every", "3",
+    "--held-out-every", "3", "--ema-decays", "0.5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (root / name).mkdir()
+        for i in range(12):
+            pixels = generator.integers(0, 256, (40, 36 + i, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def chain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the README's five commands on a folder of pictures, tiny."""
+    root = tmp_path_factory.mktemp("chain")
+    latents, run = str(root / "latents"), str(root / "run")
+    sampling = ["--steps", "2", "--batch-size", "3"]
+    for command in (
+        ["encode", str(photos), latents, "--image-size", "32", "--stride", "8", "--num-held-out", "8"],
+        ["train", "small", latents, run, *TINY],
+        ["sample", run, str(root / "samples"), "--num", "4", *sampling],
+        ["evaluate", run, latents, "--extractor", "pixels", "--num-images", "10", *sampling],
+        ["report", f"{run}/evaluation"],
+    ):
+        assert main(command) == 0, command
+    return root
+
+
+def test_the_chain_leaves_what_it_promises(chain: Path) -> None:
+    assert len(list((chain / "samples").glob("0*.png"))) == 4
+    summary = json.loads((chain / "samples" / "samples.json").read_text())
+    assert (summary["evaluations"], summary["labels"]) == (3, [0, 1, 0, 1])
+    record = json.loads((chain / "run" / "evaluation" / "record.json").read_text())
+    values = record["parts"][0]["values"]
+    assert {"class agreement", "evaluations", "network passes"} <= values.keys()
+    assert {name.split(" (")[0] for name in values} >= {"FD", "KD"}
+    assert not any(name.startswith(("FID", "KID")) for name in values)  # a distance on other features is not called so
+    page = (chain / "run" / "evaluation" / "report.html").read_text()
+    assert "JLT-1x32/1" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_geometry_and_latents_read_the_same_folder(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["geometry", str(chain / "latents"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "geometry"
+    assert main(["latents", "check", str(chain / "latents")]) == 0
+    assert main(["latents", "show", str(chain / "latents"), "--out", str(chain / "latents.png")]) == 0
+    with Image.open(chain / "latents.png") as picture:
+        assert picture.width > 32
+
+
+def test_a_comparison_trains_all_combinations_once(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = chain / "compared"
+    base = [f"--base.{option[2:]}" if option.startswith("--") else option for option in TINY]
+    command = [
+        "compare", "small", str(chain / "latents"), str(out), *base, "--vary", "target=x,v", "seed=0,1",
+        "--extractor", "pixels", "--sampling.num-images", "10", "--sampling.steps", "2",
+    ]  # fmt: skip
+    assert main(command) == 0
+    record = json.loads((out / "record.json").read_text())
+    runs = [part for part in record["parts"] if part["kind"] == "evaluate"]
+    assert [part["name"] for part in runs] == [f"{n}-1x32/1, seed {s}" for n in ("JLT", "DiT") for s in (0, 1)]
+    assert [part["settings"] for part in runs] == [{"seed": s, "target": t} for t in "xv" for s in (0, 1)]
+    assert "target" not in record["settings"]
+    weights = sorted((out / "runs").rglob("model.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert [path.stat().st_mtime_ns for path in weights] == before
+    again = json.loads((out / "record.json").read_text())
+    for first, second in zip(record["parts"], again["parts"], strict=True):
+        timed = {"sampling time"}
+        assert {k: v for k, v in first["values"].items() if k not in timed} == {
+            k: v for k, v in second["values"].items() if k not in timed
+        }
+
+
+def test_help_needs_no_pytorch() -> None:
+    program = "import sys; from jlt.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_describes_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = ["small"] if command in ("train", "compare") else []
+    assert main([command, *preset, "--help"]) == 0
+    assert f"usage: jlt {command}" in capsys.readouterr().out
+    run = importlib.import_module(f"jlt.cli.{command}").run
+    for name in inspect.signature(run).parameters:
+        assert re.search(rf"^ +{name}: \S", run.__doc__, re.MULTILINE), f"{command} does not describe {name}"
+
+
+@pytest.mark.parametrize("settings", [TrainConfig, Sampling])
+def test_every_setting_is_described(settings: type) -> None:
+    for field in dataclasses.fields(settings):
+        assert re.search(rf"^ +{field.name}: \S", settings.__doc__ or "", re.MULTILINE), field.name
+
+
+def test_a_command_that_starts_from_a_preset_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian', did you mean 'train'"),
+        (["train", "jlt-b-2x", "a", "b"], "unknown preset 'jlt-b-2x', did you mean 'jlt-b-1'"),
+        (["train", "small", "absent", "RUN"], "absent is not there; a folder of latents is wanted"),
+        (["train", "small", "LATENTS", "RUN", "--target", "xx"], "unknown target 'xx'"),
+        (["train", "small", "LATENTS", "RUN", "--target", "k=2"], "k must be in [0, 1], got 2.0"),
+        (["train", "small", "LATENTS", "RUN", "--stepz", "3"], "Unrecognized options: --stepz"),
+        (["train", "small", "LATENTS", "RUN", "--steps", "many"], "invalid literal for int"),
+        (["train", "small", "LATENTS", "RUN", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["train", "small", "LATENTS"], "Missing from jlt train small"),
+        (["train", "small", "LATENTS", "RUN", "--patch-size", "3"], "latent_size 4 is not a multiple of patch_size 3"),
+        (["train", "small", "LATENTS", "RUN", "--device", "gpu9"], "gpu9"),
+        (["sample", "CHAIN/run", "OUT", "--solver", "huen"], "unknown solver 'huen', did you mean 'heun'"),
+        (["sample", "CHAIN/run", "OUT", "--interval", "0.9", "0.1"], "0 <= low < high <= 1, got (0.9, 0.1)"),
+        (["sample", "CHAIN/run", "OUT", "--label", "cat"], "unknown class 'cat'"),
+        (["sample", "CHAIN/run", "OUT", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["sample", "CHAIN/run", "OUT", "--num", "0"], "num must be at least 1, got 0"),
+        (["sample", "CHAIN/run", "CHAIN/latents"], "is not an empty folder"),
+        (["sample", "CHAIN/latents", "OUT"], "it is no run and no checkpoint"),
+        (["evaluate", "CHAIN/run", "CHAIN/latents", "--extractor", "inception"], "unknown extractor 'inception'"),
+        (["evaluate", "CHAIN/run", "CHAIN/latents", "--num-images", "0"], "num_images must be at least 2, got 0"),
+        (["compare", "small", "CHAIN/latents", "OUT", "--vary", "tarrget=x,v"], "did you mean 'target'"),
+        (["compare", "small", "CHAIN/latents", "OUT", "--vary", "target"], "takes name=value,value, got 'target'"),
+        (["report", "absent"], "absent"),
+        (["encode", "absent", "OUT"], "absent"),
+        (["geometry", "absent"], "absent"),
+        (["latents", "check", "absent"], "absent"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    places = {"LATENTS": str(chain / "latents"), "RUN": str(tmp_path / "run"), "OUT": str(tmp_path / "out")}
+    arguments = [places.get(a, a.replace("CHAIN", str(chain))) for a in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("jlt: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
