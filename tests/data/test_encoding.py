@@ -1,0 +1,254 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from jlt import files
+from jlt.data import Subset, encode, load_representation, open_latents, open_source, real_images, reconstruct
+from jlt.data.encoding import fit_affine
+
+NUMBER = 14
+
+
+class Stopped(Exception):
+    """What the tests interrupt an encoding with."""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of seven 8 x 8 images whose neighbouring pixels are alike."""
+    generator = np.random.default_rng(0)
+    for i in range(NUMBER):
+        folder = tmp_path / "photos" / ("cat" if i % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = 128 + 10 * generator.normal(size=(8, 8, 3)).cumsum(0).cumsum(1)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02}.png")
+    return tmp_path / "photos"
+
+
+OPTIONS = {"image_size": 8, "num_held_out": 4, "shard_size": 3, "mirrored": True}
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def encoded(photos, tmp_path):
+    encode(str(photos), tmp_path / "latents", **OPTIONS)
+    return tmp_path / "latents"
+
+
+def test_latents_are_the_representations_output_of_the_splits_images(encoded):
+    representation = load_representation(encoded / "representation")
+    for split, number in (("train", 10), ("held-out", 4)):
+        latents, images = open_latents(encoded, split, verify=True), real_images(encoded, split)
+        assert len(latents) == len(images) == number
+        assert latents.labels.tolist() == images.labels().tolist()
+        for i in range(number):
+            raw = representation.encode(torch.from_numpy(images[i][0])[None]).half().float()
+            assert torch.equal(latents.gather([i]), latents.manifest.affine.normalise(raw))
+
+
+def test_mirrored_latents_are_those_of_the_mirrored_images(encoded):
+    representation, images = load_representation(encoded / "representation"), real_images(encoded, "train")
+    latents = open_latents(encoded)
+    raw = representation.encode(torch.from_numpy(images[4][0])[None].flip(3)).half().float()
+    assert torch.equal(latents.gather([4], torch.tensor([True])), latents.manifest.affine.normalise(raw))
+    assert not open_latents(encoded, "held-out").manifest.mirrored
+
+
+def test_the_splits_share_no_image_and_hold_all(photos, encoded):
+    source = open_source(str(photos), 8)
+    everything = sorted(source[i][0].tobytes() for i in range(NUMBER))
+    parts = [real_images(encoded, split) for split in ("train", "held-out")]
+    assert sorted(part[i][0].tobytes() for part in parts for i in range(len(part))) == everything
+    assert np.bincount(parts[1].labels()).tolist() == [2, 2]
+
+
+def test_shards_hold_slices_of_the_ordered_images(encoded):
+    sizes = [len(load_file(path)["labels"]) for path in sorted((encoded / "train").glob("shard-*"))]
+    assert sizes == [3, 3, 3, 1]
+
+
+def test_the_global_affine_makes_the_mean_channel_variance_1(encoded):
+    latents = open_latents(encoded)
+    mean, variance = latents.statistics()
+    assert variance.mean().item() == pytest.approx(1, abs=1e-6)  # normalised in float32
+    assert mean.abs().max() < 1e-5
+    assert len(set(latents.manifest.affine.scale)) == 1
+    np.testing.assert_allclose(latents.manifest.variance, variance, atol=1e-6)
+
+
+def test_the_channel_affine_makes_every_variance_1(photos, tmp_path):
+    encode(str(photos), tmp_path / "latents", image_size=8, channels=6, normalise="channel")
+    mean, variance = open_latents(tmp_path / "latents").statistics()
+    np.testing.assert_allclose(variance, 1, atol=1e-5)
+    assert mean.abs().max() < 1e-5
+
+
+def test_held_out_latents_take_the_affine_of_the_training_latents(encoded):
+    train, held_out = (open_latents(encoded, split).manifest for split in ("train", "held-out"))
+    assert held_out.affine == train.affine
+    mean, variance = open_latents(encoded, "held-out").statistics()
+    np.testing.assert_allclose(held_out.mean, mean, atol=1e-6)
+    np.testing.assert_allclose(held_out.variance, variance, atol=1e-5)
+
+
+def test_the_representation_never_sees_the_held_out_images(photos, encoded, tmp_path):
+    held_out = real_images(encoded, "held-out")
+    for i in held_out.indices:
+        path = held_out.source.paths[i]
+        Image.new("RGB", (8, 8), (255, 0, 255)).save(path)
+    encode(str(photos), tmp_path / "again", **OPTIONS)
+    again, before = contents(tmp_path / "again"), contents(encoded)
+    for name in before:
+        if name.startswith(("representation", "train/shard")):
+            assert again[name] == before[name]
+    assert again["held-out/shard-00000.safetensors"] != before["held-out/shard-00000.safetensors"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 256])
+def test_no_byte_depends_on_the_batch_size(photos, encoded, tmp_path, batch_size):
+    encode(str(photos), tmp_path / "again", batch_size=batch_size, **OPTIONS)
+    assert contents(tmp_path / "again") == contents(encoded)
+
+
+def test_latents_do_not_depend_on_the_shard_size(photos, encoded, tmp_path):
+    encode(str(photos), tmp_path / "again", **OPTIONS | {"shard_size": 4})
+    assert torch.equal(
+        open_latents(tmp_path / "again").gather(range(10)), open_latents(encoded).gather(range(10))
+    )  # fmt: skip
+
+
+def test_a_shard_depends_on_nothing_but_its_slice(photos, tmp_path):
+    source = open_source(str(photos), 8)
+    encode(source, tmp_path / "all", representation="pixels", shard_size=5)
+    encode(Subset(source, range(5, 10)), tmp_path / "part", representation="pixels", shard_size=5)
+    assert (
+        contents(tmp_path / "part" / "train")["shard-00000.safetensors"]
+        == (contents(tmp_path / "all" / "train")["shard-00001.safetensors"])
+    )
+
+
+def test_an_encoding_stopped_at_any_file_goes_on_to_the_same_bytes(photos, encoded, tmp_path, monkeypatch):
+    written = files.replaced
+    expected = contents(encoded)
+    for stop in range(len(expected)):
+        calls = iter(range(1000))
+
+        def stopping(path, stop=stop, calls=calls):
+            if next(calls) == stop:
+                path.parent.mkdir(exist_ok=True)
+                (path.parent / f"{files.TEMPORARY}left-by-a-kill").write_bytes(b"half")
+                raise Stopped
+            return written(path)
+
+        out = tmp_path / f"stopped-{stop}"
+        out.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "replaced", stopping)
+            with pytest.raises(Stopped):
+                encode(str(photos), out, **OPTIONS)
+        encode(str(photos), out, **OPTIONS)
+        assert contents(out) == expected
+
+
+def test_an_encoding_that_looks_for_broken_images_goes_on_too(photos, tmp_path, monkeypatch):
+    (photos / "cat" / "05.png").write_bytes(b"broken")
+    encode(str(photos), tmp_path / "whole", skip_broken=True, **OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr("jlt.data.encoding.write_shards", lambda *_: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            encode(str(photos), tmp_path / "stopped", skip_broken=True, **OPTIONS)
+    encode(str(photos), tmp_path / "stopped", skip_broken=True, **OPTIONS)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    images = real_images(tmp_path / "whole", "train")
+    assert len(images) + len(real_images(tmp_path / "whole", "held-out")) == NUMBER - 1
+
+
+def test_a_full_disk_leaves_the_shards_that_are_whole(photos, encoded, tmp_path, monkeypatch):
+    written = files.write_bytes
+
+    def full(path, data):
+        if path.name == "shard-00002.safetensors":
+            raise OSError(28, "No space left on device")
+        written(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            encode(str(photos), tmp_path / "full", **OPTIONS)
+    assert (tmp_path / "full" / "train" / "shard-00001.safetensors").is_file()
+    encode(str(photos), tmp_path / "full", **OPTIONS)
+    assert contents(tmp_path / "full") == contents(encoded)
+
+
+def test_a_finished_folder_is_left_as_it_is(photos, encoded):
+    before = {path: path.stat().st_mtime_ns for path in encoded.rglob("*") if path.is_file()}
+    encode(str(photos), encoded, batch_size=3, **OPTIONS)
+    assert {path: path.stat().st_mtime_ns for path in encoded.rglob("*") if path.is_file()} == before
+
+
+def test_other_settings_are_refused_with_a_list_of_those_that_differ(photos, encoded):
+    before = contents(encoded)
+    with pytest.raises(ValueError, match=r"shard_size is 3 there and 4 here; upscale is False there and True here"):
+        encode(str(photos), encoded, **OPTIONS | {"shard_size": 4, "upscale": True})
+    assert contents(encoded) == before
+
+
+def test_another_source_is_refused(photos, encoded):
+    (photos / "cat" / "new.png").write_bytes((photos / "cat" / "01.png").read_bytes())
+    with pytest.raises(ValueError, match=r"source_fingerprint is \w+ there and \w+ here"):
+        encode(str(photos), encoded, **OPTIONS)
+
+
+def test_real_images_refuses_a_source_that_has_changed(photos, encoded):
+    (photos / "dog" / "00.png").unlink()
+    with pytest.raises(ValueError, match=r"has fingerprint \w+, the latents in .* were made from \w+"):
+        real_images(encoded, "train")
+
+
+def test_real_images_refuses_other_images_than_those_encoded(encoded):
+    settings = json.loads((encoded / "encoding.json").read_text())
+    (encoded / "encoding.json").write_text(json.dumps(settings | {"num_held_out": 3}))
+    with pytest.raises(ValueError, match=r"holds the 10 images .*, its source gives the 11 images"):
+        real_images(encoded, "train")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"source": "mnist"}', "no json"])
+def test_damaged_settings_are_refused(encoded, content):
+    (encoded / "encoding.json").write_text(content)
+    with pytest.raises(ValueError, match=r"encoding\.json"):
+        real_images(encoded, "train")
+
+
+def test_reconstructions_are_the_images_where_nothing_is_lost(photos, tmp_path):
+    encode(str(photos), tmp_path / "latents", representation="pixels", image_size=8)
+    originals, decoded = reconstruct(tmp_path / "latents", "train", torch.tensor([3, 0, 13]))
+    assert torch.equal(originals, decoded)
+    assert torch.equal(originals[2], torch.from_numpy(open_source(str(photos), 8)[13][0]))
+
+
+def test_the_representation_of_other_latents_is_refused(photos, encoded, tmp_path):
+    encode(str(photos), tmp_path / "other", **OPTIONS | {"channels": 5})
+    (encoded / "representation").rename(tmp_path / "kept")
+    (tmp_path / "other" / "representation").rename(encoded / "representation")
+    with pytest.raises(ValueError, match=r"has fingerprint .*, the latents beside it were made with"):
+        reconstruct(encoded, "train", torch.tensor([0]))
+
+
+def test_unlabelled_images_are_one_class_to_be_held_out(photos, tmp_path):
+    encode(str(photos / "cat"), tmp_path / "latents", image_size=8, num_held_out=2)
+    assert open_latents(tmp_path / "latents").num_classes == 0
+    assert len(open_latents(tmp_path / "latents", "held-out")) == 2
+
+
+def test_a_channel_without_variance_is_not_blown_up():
+    mean, variance = torch.zeros(3), torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+    assert fit_affine(mean, variance, "global").scale == (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="keep the first 2 channels"):
+        fit_affine(mean, variance, "channel")
