@@ -41,6 +41,13 @@ def test_a_log_scale_leaves_out_what_it_cannot_show():
     assert list(axes.lines[0].get_ydata()) == [10, 0.1]
 
 
+@pytest.mark.parametrize(("top", "ticks"), [(3, {"0.5", "1", "2"}), (3000, {"1", "100"})])
+def test_a_log_scale_is_labelled_in_plain_numbers(top, ticks):
+    svg = plots.svg(Figure("", "step", "loss", {"JLT": ([0, 1], [0.4, top])}, y_scale="log"))
+    assert ticks <= set(re.findall(r">([^<>]*)</text>", svg))
+    assert "$" not in svg
+
+
 def test_an_svg_carries_the_names_as_text_and_asks_for_nothing():
     svg = plots.svg(Figure("Loss.", "step", "loss", LINES))
     for text in ("JLT", "DiT", "step", "loss"):

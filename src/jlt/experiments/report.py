@@ -89,13 +89,7 @@ def summary(record: Record) -> str:
             sentences.append(f"{names} share all of {_count(len(shared), 'setting')}.")
     headlines = [name for name in _value_names(columns) if direction(name)] or _value_names(columns)[:3]
     for name in headlines:
-        held = [(part, part.values[name]) for part in columns if name in part.values]
-        if len(columns) == 1:
-            text = format_value(held[0][1])
-        else:
-            text = _enumerate(f"{format_value(value)} for {part.name}" for part, value in held)
-        better = f", where {direction(name)} is better," if direction(name) else ""
-        sentences.append(f"{name}{better} is {text}.")
+        sentences.append(_value_sentence(name, columns))
     leads = {
         part.name: [name for name in headlines if (best := leader(name, contestants)) is not None and best is part]
         for part in contestants
@@ -105,6 +99,16 @@ def summary(record: Record) -> str:
         if all(part.values[name].count == 1 for part in contestants for name in headlines if name in part.values):
             sentences.append("Each number is a single run, so the spread over seeds is not known.")
     return " ".join(sentences)
+
+
+def _value_sentence(name: str, columns: Sequence[Record]) -> str:
+    texts = {part.name: format_value(part.values[name]) for part in columns if name in part.values}
+    references = [part.name for part in columns if part.kind == REFERENCE and part.name in texts]
+    aside = [f"{direction(name)} is better"] if direction(name) else []
+    aside += [f"{part}: {texts.pop(part)}" for part in references]
+    told = [text if len(columns) == 1 else f"{text} for {part}" for part, text in texts.items()]
+    brackets = f" ({'; '.join(aside)})" if aside else ""
+    return f"{name[:1].upper()}{name[1:]} is {_enumerate(told or ['not known'])}{brackets}."
 
 
 def direction(name: str) -> str:
@@ -358,10 +362,15 @@ article > h2:nth-child(2) { margin-top: 0; font-size: 1.5rem; }
 footer { margin-top: 3.5rem; border-top: 1.5px solid var(--ink); }
 footer h2 { margin-top: 1.4rem; }
 footer .pairs { columns: auto; }
+footer .pairs div { justify-content: flex-start; }
+footer .pairs dt { width: 11rem; max-width: 38%; overflow-wrap: anywhere; }
+footer .pairs dd { text-align: left; }
 pre { margin: 0 0 .8rem; font: .85rem/1.5 var(--mono); }
 @media (max-width: 34rem) {
   body { padding-top: 1.75rem; }
-  th, td { padding-left: .9rem; }
+  table { font-size: .84rem; }
+  th, td { padding-left: .75rem; }
+  tbody th { min-width: 7rem; }
   th small { display: block; margin-left: 0; } }
 @media print { body { max-width: none; padding: 0; } section { break-inside: avoid; } }
 """
