@@ -81,6 +81,16 @@ def test_awkward_names_reach_the_legend(name):
     assert "<script" not in plots.svg(Figure("", "x", "y", {name: ([0, 1], [0, 1])}))
 
 
+@pytest.mark.parametrize(
+    "names", [["x", "eps", "v", "k"], ["largest, λ = 12.2", "median, λ = 0.117", "smallest, λ = 0.00128"]]
+)
+def test_the_legend_stays_within_the_figure(names):
+    drawing = plots.draw(Figure("", "x", "y", {name: ([0, 1], [0, 1]) for name in names}))
+    drawing.canvas.draw()
+    box = drawing.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= drawing.bbox.width
+
+
 def test_a_png_is_transparent_around_the_axes():
     image = Image.open(io.BytesIO(plots.png(Figure("Loss.", "step", "loss", LINES), dots_per_inch=50)))
     assert image.mode == "RGBA"

@@ -66,7 +66,8 @@ def draw(figure: Figure) -> "Drawing":
                 axis.set_minor_formatter(NullFormatter())
         if handles:
             names = [name.replace("_", "\u200b_", 1) if name.startswith("_") else name for name in figure.lines]
-            columns = 1 if max(map(len, names)) > 28 else min(len(names), 3)
+            widest = 45 + 6 * max(map(len, names))  # points that a line's sample and name take, of 380 in all
+            columns = max(1, min(len(names), 4, 380 // widest))
             drawing.legend(handles, names, loc="outside upper left", ncols=columns)
     return drawing
 
