@@ -3,6 +3,7 @@ import dataclasses
 import re
 from html import escape
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -282,12 +283,24 @@ def test_a_record_without_parts_is_one_column_with_its_settings(tmp_path):
     assert summary(record) == f"{FD} is 12.5 ± 0.3 (lower is better)."
 
 
-def test_parts_of_parts_appear_too(tmp_path):
-    leaf = Record("run", "seed 7", {"FD (deep)": Value(3.125)}, {"seed": 7})
-    branch = Record("sweep", "three seeds", {}, {}, parts=(leaf, dataclasses.replace(leaf, name="seed 8")))
-    text = Page(page(Record("sweep", "All", {}, {}, parts=(branch,)), tmp_path)).text
-    assert "seed 7" in text
-    assert "3.125" in text
+def test_a_part_with_parts_is_a_section_of_its_own_and_no_column(record, folder):
+    leaves = tuple(Record("run", f"seed {k}", {"rank": Value(k / 8)}, {"seed": k}) for k in (7, 8))
+    branch = Record("sweep", "Two seeds", {"total": Value(0.375)}, {"width": 96}, parts=leaves)
+    whole = dataclasses.replace(record, parts=(*record.parts, branch))
+    assert summary(whole) == summary(record)
+    assert split_settings(whole) == split_settings(record)
+    html = page(whole, folder)
+    text = Page(html).text
+    for told in ("Two seeds", "seed 7", "0.875", "0.375", "width\n96\n", summary(branch)):
+        assert told in text
+    headings = [tag for tag, _ in Page(html).tags if re.fullmatch(r"h\d", tag)]
+    assert all(int(after[1]) <= int(before[1]) + 1 for before, after in pairwise(headings))
+
+
+def test_a_picture_that_record_and_part_share_is_shown_once(record, folder):
+    jlt, dit, real = record.parts
+    whole = dataclasses.replace(record, pictures=jlt.pictures)
+    assert page(whole, folder).count("<img ") == len(jlt.pictures) + len(dit.pictures) + len(real.pictures)
 
 
 def every_text_is(text: str) -> Record:

@@ -5,8 +5,9 @@ files' own bytes) are inline, there is no script, and a content policy forbids t
 on a phone and in the dark.
 
 The values table has one column a part. A part of kind "reference" (real against real, say) is a column of the values
-table only: it takes no share in who is ahead, nor in the tables of settings. Settings with which all other parts agree,
-and those of the record itself, are "shared"; the rest differ. Pictures must lie in the record's folder.
+table only: it takes no share in who is ahead, nor in the tables of settings. A part that has parts of its own is no
+column but a section of the page, made as the page is. Settings on which all columns agree, and those of the record
+itself, are "shared"; the rest differ. Pictures must lie in the record's folder.
 """
 
 import base64
@@ -154,11 +155,11 @@ def _number(value: float) -> str:
 
 
 def _contestants(record: Record) -> list[Record]:
-    return [part for part in record.parts or (record,) if part.kind != REFERENCE]
+    return [part for part in record.parts if not part.parts and part.kind != REFERENCE] or [record]
 
 
 def _columns(record: Record) -> list[Record]:
-    return [*_contestants(record), *(part for part in record.parts if part.kind == REFERENCE)]
+    return [*_contestants(record), *(part for part in record.parts if not part.parts and part.kind == REFERENCE)]
 
 
 def _value_names(parts: Iterable[Record]) -> list[str]:
@@ -184,21 +185,25 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _body(record: Record, folder: Path) -> str:
-    parts = _columns(record) if record.parts else []
+def _body(record: Record, folder: Path, level: int = 2) -> str:
+    holders = [record, *(part for part in _columns(record) if part is not record)]
     differing, shared = split_settings(record)
     sections = [
         ("Values", _values_table(record)),
-        ("Pictures", _pictures([record, *parts], folder)),
-        ("Figures", _figures([record, *parts])),
+        ("Pictures", _pictures(holders, folder)),
+        ("Figures", _figures(holders)),
         ("Settings that differ", _differing_table(record, differing)),
-        ("Settings that are shared" if record.parts else "Settings", _pairs(shared)),
+        ("Settings that are shared" if len(_contestants(record)) > 1 else "Settings", _pairs(shared)),
     ]
-    text = "\n".join(f"<section>\n<h2>{title}</h2>\n{content}\n</section>" for title, content in sections if content)
-    for part in parts:
+    heading = f"h{min(level, 6)}"
+    text = "\n".join(
+        f"<section>\n<{heading}>{title}</{heading}>\n{content}\n</section>" for title, content in sections if content
+    )
+    for part in record.parts:
         if part.parts:
-            heading = f'<p class="kind">part</p>\n<h2>{escape(part.name)}</h2>'
-            text += f"\n<article>\n{heading}\n{_body(part, folder)}\n</article>"
+            name = f'<p class="kind">{escape(part.kind)}</p>\n<{heading} class="name">{escape(part.name)}</{heading}>'
+            told = f'<p class="summary">{escape(summary(part))}</p>'
+            text += f"\n<article>\n{name}\n{told}\n{_body(part, folder, level + 1)}\n</article>"
     return text
 
 
@@ -217,7 +222,7 @@ def _values_table(record: Record) -> str:
             for part in columns
         )
         text = _table(f"<td></td>{head}", rows)
-    if record.parts:
+    if all(part is not record for part in columns):
         text += _pairs({name: format_value(value) for name, value in record.values.items()})
     return text
 
@@ -257,8 +262,7 @@ def _pictures(holders: Iterable[Record], folder: Path) -> str:
     pictures = [
         f'<figure><img src="{_picture(folder, name)}" alt="{escape(caption)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for holder in holders
-        for caption, name in holder.pictures.items()
+        for caption, name in dict.fromkeys(item for holder in holders for item in holder.pictures.items())
     ]
     return _gallery("pictures", pictures)
 
@@ -324,7 +328,7 @@ body { margin: 0 auto; max-width: 66rem; padding: 3.5rem clamp(1rem, 4vw, 2.5rem
   color: var(--ink); font: 1rem/1.55 var(--serif); overflow-wrap: break-word; }
 h1 { margin: 0; font-size: clamp(1.7rem, 1.2rem + 2.4vw, 2.5rem); font-weight: 600; line-height: 1.15;
   letter-spacing: -0.012em; text-wrap: balance; }
-h2 { margin: 3rem 0 1rem; font-size: 1.2rem; font-weight: 600; line-height: 1.3; }
+h2, h3, h4, h5, h6 { margin: 3rem 0 1rem; font-size: 1.2rem; font-weight: 600; line-height: 1.3; }
 .kind { margin: 0 0 .4rem; color: var(--accent); font: 600 .75rem/1.4 var(--sans); letter-spacing: .09em;
   text-transform: uppercase; }
 .summary { max-width: 42rem; margin: 1.1rem 0 0; font-size: 1.09rem; text-wrap: pretty; }
@@ -358,7 +362,7 @@ figure svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 figure svg text { font-family: var(--sans) !important; }
 figcaption { margin-top: .7rem; max-width: 36rem; color: var(--soft); font-size: .93rem; line-height: 1.45; }
 article { margin-top: 4rem; padding-top: 1.5rem; border-top: 1.5px solid var(--ink); }
-article > h2:nth-child(2) { margin-top: 0; font-size: 1.5rem; }
+article > .name { margin: 0; font-size: 1.6rem; }
 footer { margin-top: 3.5rem; border-top: 1.5px solid var(--ink); }
 footer h2 { margin-top: 1.4rem; }
 footer .pairs { columns: auto; }
