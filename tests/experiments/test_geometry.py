@@ -113,4 +113,4 @@ def test_the_command_prints_a_table_or_json_and_writes_the_record(tmp_path, caps
     record = records.read(tmp_path / "out" / "record.json")
     assert f"{record.parts[0].values['effective rank'].value:.4g}" in printed
     cli.run(tmp_path / "latents", json=True)
-    assert json.loads(capsys.readouterr().out)["parts"][2]["name"] == "v: Σ + I"
+    assert json.loads(capsys.readouterr().out)["parts"][2]["settings"]["covariance"] == "Σ + I"

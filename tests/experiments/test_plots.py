@@ -41,6 +41,13 @@ def test_a_log_scale_leaves_out_what_it_cannot_show():
     assert list(axes.lines[0].get_ydata()) == [10, 0.1]
 
 
+@pytest.mark.parametrize(("top", "ticks"), [(3, {"0.5", "1", "2"}), (3000, {"1", "100"})])
+def test_a_log_scale_is_labelled_in_plain_numbers(top, ticks):
+    svg = plots.svg(Figure("", "step", "loss", {"JLT": ([0, 1], [0.4, top])}, y_scale="log"))
+    assert ticks <= set(re.findall(r">([^<>]*)</text>", svg))
+    assert "$" not in svg
+
+
 def test_an_svg_carries_the_names_as_text_and_asks_for_nothing():
     svg = plots.svg(Figure("Loss.", "step", "loss", LINES))
     for text in ("JLT", "DiT", "step", "loss"):
@@ -72,6 +79,16 @@ def test_awkward_names_reach_the_legend(name):
     drawing = plots.draw(Figure("", "x", "y", {name: ([0, 1], [0, 1])}))
     assert [text.get_text().replace("\u200b", "") for text in drawing.legends[0].get_texts()] == [name]
     assert "<script" not in plots.svg(Figure("", "x", "y", {name: ([0, 1], [0, 1])}))
+
+
+@pytest.mark.parametrize(
+    "names", [["x", "eps", "v", "k"], ["largest, λ = 12.2", "median, λ = 0.117", "smallest, λ = 0.00128"]]
+)
+def test_the_legend_stays_within_the_figure(names):
+    drawing = plots.draw(Figure("", "x", "y", {name: ([0, 1], [0, 1]) for name in names}))
+    drawing.canvas.draw()
+    box = drawing.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= drawing.bbox.width
 
 
 def test_a_png_is_transparent_around_the_axes():

@@ -3,6 +3,7 @@ import dataclasses
 import re
 from html import escape
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def comparison(folder: Path) -> Record:
             },
             settings={"target": target},
             fingerprints={"weights": f"{name}-0123456789abcdef"},
+            command="jlt quickstart --seed 0",
             pictures={f"{name}, 60 samples, each column a digit": f"samples-{name.lower()}.png"},
         )
         for name, target in (("JLT", "x"), ("DiT", "v"))
@@ -88,6 +90,7 @@ def comparison(folder: Path) -> Record:
         name="real against real",
         values={FD: Value(7.3), KD: Value(-0.0002), "class agreement": Value(0.968)},
         settings={},
+        command="jlt quickstart --seed 0",
         pictures={"Real held-out digits": "real.png"},
     )
     return Record(
@@ -235,9 +238,9 @@ def test_every_figure_appears_with_its_lines_and_caption(html, record):
 def test_the_summary_states_what_differs_the_values_and_who_is_ahead(record):
     assert summary(record) == (
         "JLT and DiT differ in target and share 20 settings. "
-        f"{FD}, where lower is better, is 41.27 for JLT, 63.9 for DiT and 7.3 for real against real. "
-        f"{KD}, where lower is better, is 0.031 for JLT, 0.064 for DiT and -0.0002 for real against real. "
-        "class agreement, where higher is better, is 0.842 for JLT, 0.726 for DiT and 0.968 for real against real. "
+        f"{FD} is 41.27 for JLT and 63.9 for DiT (lower is better; real against real: 7.3). "
+        f"{KD} is 0.031 for JLT and 0.064 for DiT (lower is better; real against real: -0.0002). "
+        "Class agreement is 0.842 for JLT and 0.726 for DiT (higher is better; real against real: 0.968). "
         f"JLT is ahead in {FD}, {KD} and class agreement. "
         "Each number is a single run, so the spread over seeds is not known."
     )
@@ -277,15 +280,27 @@ def test_a_record_without_parts_is_one_column_with_its_settings(tmp_path):
     assert "12.5 ± 0.3" in text
     assert "n = 3" in text
     assert "num_images\n5000\n" in text
-    assert summary(record) == f"{FD}, where lower is better, is 12.5 ± 0.3."
+    assert summary(record) == f"{FD} is 12.5 ± 0.3 (lower is better)."
 
 
-def test_parts_of_parts_appear_too(tmp_path):
-    leaf = Record("run", "seed 7", {"FD (deep)": Value(3.125)}, {"seed": 7})
-    branch = Record("sweep", "three seeds", {}, {}, parts=(leaf, dataclasses.replace(leaf, name="seed 8")))
-    text = Page(page(Record("sweep", "All", {}, {}, parts=(branch,)), tmp_path)).text
-    assert "seed 7" in text
-    assert "3.125" in text
+def test_a_part_with_parts_is_a_section_of_its_own_and_no_column(record, folder):
+    leaves = tuple(Record("run", f"seed {k}", {"rank": Value(k / 8)}, {"seed": k}) for k in (7, 8))
+    branch = Record("sweep", "Two seeds", {"total": Value(0.375)}, {"width": 96}, parts=leaves)
+    whole = dataclasses.replace(record, parts=(*record.parts, branch))
+    assert summary(whole) == summary(record)
+    assert split_settings(whole) == split_settings(record)
+    html = page(whole, folder)
+    text = Page(html).text
+    for told in ("Two seeds", "seed 7", "0.875", "0.375", "width\n96\n", summary(branch)):
+        assert told in text
+    headings = [tag for tag, _ in Page(html).tags if re.fullmatch(r"h\d", tag)]
+    assert all(int(after[1]) <= int(before[1]) + 1 for before, after in pairwise(headings))
+
+
+def test_a_picture_that_record_and_part_share_is_shown_once(record, folder):
+    jlt, dit, real = record.parts
+    whole = dataclasses.replace(record, pictures=jlt.pictures)
+    assert page(whole, folder).count("<img ") == len(jlt.pictures) + len(dit.pictures) + len(real.pictures)
 
 
 def every_text_is(text: str) -> Record:

@@ -18,7 +18,7 @@ from jlt.evaluation.records import Figure, Record, Value
 from jlt.flow import geometry
 
 TARGETS = {"x": (1.0, 0.0), "eps": (0.0, 1.0), "v": (1.0, -1.0)}  # c_x, c_eps
-COVARIANCES = {"x": "x: Σ", "eps": "eps: I", "v": "v: Σ + I"}
+COVARIANCES = {"x": "Σ", "eps": "I", "v": "Σ + I"}
 
 
 class Latents(Protocol):
@@ -111,7 +111,10 @@ def geometry_figures(eigenvalues: Float[Tensor, " d"]) -> dict[str, Figure]:
             "direction",
             "variance",
             {
-                COVARIANCES[target]: (directions, geometry.target_spectrum(eigenvalues, *coefficients).tolist())
+                f"{target}: {COVARIANCES[target]}": (
+                    directions,
+                    geometry.target_spectrum(eigenvalues, *coefficients).tolist(),
+                )
                 for target, coefficients in TARGETS.items()
             },
             y_scale="log",
@@ -165,5 +168,5 @@ def _target_record(target: str, eigenvalues: Float[Tensor, " d"]) -> Record:
     }
     if statistics.condition_number == float("inf"):  # which JSON cannot hold
         del values["condition number"]
-    settings = {"c_x": c_x, "c_eps": c_eps}
-    return Record(kind="target", name=COVARIANCES[target], values=values, settings=settings)
+    settings = {"covariance": COVARIANCES[target], "c_x": c_x, "c_eps": c_eps}
+    return Record(kind="target", name=target, values=values, settings=settings)

@@ -36,7 +36,7 @@ def draw(figure: Figure) -> "Drawing":
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Drawing
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     x_scale, y_scale = (files.choose("scale", scale, SCALES) for scale in (figure.x_scale, figure.y_scale))
     for name, (x, y) in figure.lines.items():
@@ -59,9 +59,15 @@ def draw(figure: Figure) -> "Drawing":
         for axis, scale in ((axes.xaxis, x_scale), (axes.yaxis, y_scale)):
             if scale == "linear":
                 axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+            else:
+                low, high = axis.get_view_interval()
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
         if handles:
             names = [name.replace("_", "\u200b_", 1) if name.startswith("_") else name for name in figure.lines]
-            columns = 1 if max(map(len, names)) > 28 else min(len(names), 3)
+            widest = 45 + 6 * max(map(len, names))  # points that a line's sample and name take, of 380 in all
+            columns = max(1, min(len(names), 4, 380 // widest))
             drawing.legend(handles, names, loc="outside upper left", ncols=columns)
     return drawing
 

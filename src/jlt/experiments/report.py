@@ -5,8 +5,9 @@ files' own bytes) are inline, there is no script, and a content policy forbids t
 on a phone and in the dark.
 
 The values table has one column a part. A part of kind "reference" (real against real, say) is a column of the values
-table only: it takes no share in who is ahead, nor in the tables of settings. Settings with which all other parts agree,
-and those of the record itself, are "shared"; the rest differ. Pictures must lie in the record's folder.
+table only: it takes no share in who is ahead, nor in the tables of settings. A part that has parts of its own is no
+column but a section of the page, made as the page is. Settings on which all columns agree, and those of the record
+itself, are "shared"; the rest differ. Pictures must lie in the record's folder.
 """
 
 import base64
@@ -89,13 +90,7 @@ def summary(record: Record) -> str:
             sentences.append(f"{names} share all of {_count(len(shared), 'setting')}.")
     headlines = [name for name in _value_names(columns) if direction(name)] or _value_names(columns)[:3]
     for name in headlines:
-        held = [(part, part.values[name]) for part in columns if name in part.values]
-        if len(columns) == 1:
-            text = format_value(held[0][1])
-        else:
-            text = _enumerate(f"{format_value(value)} for {part.name}" for part, value in held)
-        better = f", where {direction(name)} is better," if direction(name) else ""
-        sentences.append(f"{name}{better} is {text}.")
+        sentences.append(_value_sentence(name, columns))
     leads = {
         part.name: [name for name in headlines if (best := leader(name, contestants)) is not None and best is part]
         for part in contestants
@@ -116,6 +111,16 @@ def text_table(record: Record) -> str:
     ]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _value_sentence(name: str, columns: Sequence[Record]) -> str:
+    texts = {part.name: format_value(part.values[name]) for part in columns if name in part.values}
+    references = [part.name for part in columns if part.kind == REFERENCE and part.name in texts]
+    aside = [f"{direction(name)} is better"] if direction(name) else []
+    aside += [f"{part}: {texts.pop(part)}" for part in references]
+    told = [text if len(columns) == 1 else f"{text} for {part}" for part, text in texts.items()]
+    brackets = f" ({'; '.join(aside)})" if aside else ""
+    return f"{name[:1].upper()}{name[1:]} is {_enumerate(told or ['not known'])}{brackets}."
 
 
 def direction(name: str) -> str:
@@ -191,21 +196,25 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _body(record: Record, folder: Path) -> str:
-    parts = _columns(record) if record.parts else []
+def _body(record: Record, folder: Path, level: int = 2) -> str:
+    holders = [record, *(part for part in _columns(record) if part is not record)]
     differing, shared = split_settings(record)
     sections = [
         ("Values", _values_table(record)),
-        ("Pictures", _pictures([record, *parts], folder)),
-        ("Figures", _figures([record, *parts])),
+        ("Pictures", _pictures(holders, folder)),
+        ("Figures", _figures(holders)),
         ("Settings that differ", _differing_table(record, differing)),
-        ("Settings that are shared" if record.parts else "Settings", _pairs(shared)),
+        ("Settings that are shared" if len(_contestants(record)) > 1 else "Settings", _pairs(shared)),
     ]
-    text = "\n".join(f"<section>\n<h2>{title}</h2>\n{content}\n</section>" for title, content in sections if content)
+    heading = f"h{min(level, 6)}"
+    text = "\n".join(
+        f"<section>\n<{heading}>{title}</{heading}>\n{content}\n</section>" for title, content in sections if content
+    )
     for part in record.parts:
         if part.parts:
-            heading = f'<p class="kind">part</p>\n<h2>{escape(part.name)}</h2>'
-            text += f"\n<article>\n{heading}\n{_body(part, folder)}\n</article>"
+            name = f'<p class="kind">{escape(part.kind)}</p>\n<{heading} class="name">{escape(part.name)}</{heading}>'
+            told = f'<p class="summary">{escape(summary(part))}</p>'
+            text += f"\n<article>\n{name}\n{told}\n{_body(part, folder, level + 1)}\n</article>"
     return text
 
 
@@ -224,7 +233,7 @@ def _values_table(record: Record) -> str:
             for part in columns
         )
         text = _table(f"<td></td>{head}", rows)
-    if record.parts:
+    if all(part is not record for part in columns):
         text += _pairs({name: format_value(value) for name, value in record.values.items()})
     return text
 
@@ -264,8 +273,7 @@ def _pictures(holders: Iterable[Record], folder: Path) -> str:
     pictures = [
         f'<figure><img src="{_picture(folder, name)}" alt="{escape(caption)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for holder in holders
-        for caption, name in holder.pictures.items()
+        for caption, name in dict.fromkeys(item for holder in holders for item in holder.pictures.items())
     ]
     return _gallery("pictures", pictures)
 
@@ -331,7 +339,7 @@ body { margin: 0 auto; max-width: 66rem; padding: 3.5rem clamp(1rem, 4vw, 2.5rem
   color: var(--ink); font: 1rem/1.55 var(--serif); overflow-wrap: break-word; }
 h1 { margin: 0; font-size: clamp(1.7rem, 1.2rem + 2.4vw, 2.5rem); font-weight: 600; line-height: 1.15;
   letter-spacing: -0.012em; text-wrap: balance; }
-h2 { margin: 3rem 0 1rem; font-size: 1.2rem; font-weight: 600; line-height: 1.3; }
+h2, h3, h4, h5, h6 { margin: 3rem 0 1rem; font-size: 1.2rem; font-weight: 600; line-height: 1.3; }
 .kind { margin: 0 0 .4rem; color: var(--accent); font: 600 .75rem/1.4 var(--sans); letter-spacing: .09em;
   text-transform: uppercase; }
 .summary { max-width: 42rem; margin: 1.1rem 0 0; font-size: 1.09rem; text-wrap: pretty; }
@@ -365,14 +373,19 @@ figure svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 figure svg text { font-family: var(--sans) !important; }
 figcaption { margin-top: .7rem; max-width: 36rem; color: var(--soft); font-size: .93rem; line-height: 1.45; }
 article { margin-top: 4rem; padding-top: 1.5rem; border-top: 1.5px solid var(--ink); }
-article > h2:nth-child(2) { margin-top: 0; font-size: 1.5rem; }
+article > .name { margin: 0; font-size: 1.6rem; }
 footer { margin-top: 3.5rem; border-top: 1.5px solid var(--ink); }
 footer h2 { margin-top: 1.4rem; }
 footer .pairs { columns: auto; }
+footer .pairs div { justify-content: flex-start; }
+footer .pairs dt { width: 11rem; max-width: 38%; overflow-wrap: anywhere; }
+footer .pairs dd { text-align: left; }
 pre { margin: 0 0 .8rem; font: .85rem/1.5 var(--mono); }
 @media (max-width: 34rem) {
   body { padding-top: 1.75rem; }
-  th, td { padding-left: .9rem; }
+  table { font-size: .84rem; }
+  th, td { padding-left: .75rem; }
+  tbody th { min-width: 7rem; }
   th small { display: block; margin-left: 0; } }
 @media print { body { max-width: none; padding: 0; } section { break-inside: avoid; } }
 """
