@@ -1,12 +1,15 @@
 """What a user may get wrong with data: exit code 2, one line that names the relation, and nothing half-written."""
 
+import json
 import os
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from jlt import files
 from jlt.cli import main
 
 
@@ -235,6 +238,58 @@ def test_a_folder_that_may_not_be_read_is_refused(photos, tmp_path, capsys):
         assert "Permission denied" in complaint(capsys, "encode", photos, tmp_path / "latents")
     finally:
         photos.chmod(0o755)
+
+
+def test_latents_inside_the_folder_of_images_are_refused(photos, capsys):
+    assert "whose folders are classes" in complaint(capsys, "encode", photos, photos / "latents", "--image-size", 8)
+    assert sorted(path.name for path in photos.iterdir()) == ["cat", "dog"]
+
+
+SHARD = "shard-00001.safetensors"
+
+
+def rewrite(train, **changes):
+    manifest = json.loads((train / "manifest.json").read_text()) | changes
+    wanted = {key: value for key, value in manifest.items() if value != "left out"}
+    (train / "manifest.json").write_text(json.dumps(wanted))
+
+
+def flip(train):
+    data = bytearray((train / SHARD).read_bytes())
+    data[-1] ^= 64
+    (train / SHARD).write_bytes(data)
+
+
+def not_finite(train):
+    tensors = load_file(train / SHARD)
+    tensors["latents"][2, 0, 0, 0] = float("nan")
+    save_file(tensors, train / SHARD)
+    manifest = json.loads((train / "manifest.json").read_text())
+    manifest["shards"][1][2] = files.sha256(train / SHARD)
+    rewrite(train, shards=manifest["shards"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda train: (train / SHARD).unlink(), "lacks shard-00001.safetensors; the manifest lists 3 shards"),
+        (lambda train: (train / SHARD).write_bytes(b""), "shard-00001.safetensors has SHA-256"),
+        (flip, "shard-00001.safetensors has SHA-256"),
+        (lambda train: (train / "shard-00003.safetensors").write_bytes(b""), "holds shard-00003.safetensors"),
+        (lambda train: (train / "manifest.json").unlink(), "manifest.json does not exist"),
+        (lambda train: (train / "manifest.json").write_bytes(b"{"), "is not a JSON file"),
+        (lambda train: rewrite(train, format_version=7), "is of format version 7, this jlt reads 1"),
+        (lambda train: rewrite(train, affine="left out"), "manifest.json lacks affine"),
+        (lambda train: rewrite(train, num_images=10**12), "it lists 3 with 12 images"),
+        (lambda train: rewrite(train, class_names=["cat"]), "labels are 0 to 1, the manifest allows 0 to 0"),
+        (not_finite, "the latents of image 6 are not finite"),
+    ],
+)
+def test_damaged_latents_are_refused(photos, tmp_path, capsys, damage, named):
+    assert main(["encode", str(photos), str(tmp_path / "latents"), "--image-size", "8", "--shard-size", "4"]) == 0
+    capsys.readouterr()
+    damage(tmp_path / "latents" / "train")
+    assert named in complaint(capsys, "latents", "check", tmp_path / "latents")
 
 
 @pytest.mark.parametrize("action", ["show", "check"])

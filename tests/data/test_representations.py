@@ -64,6 +64,15 @@ def test_no_bit_of_the_fit_depends_on_the_batch_size(batch_size):
         assert torch.equal(found.tensors[name], tensor)
 
 
+def test_no_latent_depends_on_the_batch_size():
+    images = smooth_images(64, size=8)
+    representation = fit_patch_pca([images], 8)  # one patch an image: float32 products are off in the last bit here
+    together = representation.encode(images).half()
+    for size in (1, 3):
+        apart = torch.cat([representation.encode(batch).half() for batch in images.split(size)])
+        assert torch.equal(apart, together)
+
+
 def test_a_components_largest_entry_is_positive():
     basis = fit_patch_pca([smooth_images()], 4).basis
     assert (basis.gather(0, basis.abs().argmax(0, keepdim=True)) > 0).all()

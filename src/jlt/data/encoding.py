@@ -69,6 +69,9 @@ def encode(
     if representation == "pixels" and channels is not None:
         raise ValueError(f"pixels keep all their channels, got channels = {channels}")
     opened = open_source(source, image_size, upscale) if isinstance(source, str) else source
+    root = Path(opened.spec.removeprefix("folder:"))
+    if opened.spec.startswith("folder:") and opened.class_names and out.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{out} lies in {root}, whose folders are classes; latents go into a folder elsewhere")
     held_out_indices(opened.labels(), num_held_out)  # a number that is too large is refused before anything is written
     settings = {
         "source": opened.spec,
