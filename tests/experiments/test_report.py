@@ -262,6 +262,26 @@ def test_a_tie_has_no_leader_and_a_value_of_no_direction_neither(record):
     assert leader(FD, [jlt]) is None
 
 
+def test_a_difference_within_the_spread_has_no_leader(record):
+    jlt, dit = (
+        dataclasses.replace(part, values={FD: Value(part.values[FD].value, spread, 3)})
+        for part, spread in zip(record.parts, (30.0, 1.0), strict=False)
+    )
+    assert leader(FD, [jlt, dit]) is None  # 41.27 and 63.9 lie 22.6 apart
+    jlt = dataclasses.replace(jlt, values={FD: Value(41.27, 20.0, 3)})
+    assert leader(FD, [jlt, dit]) is jlt
+    assert "single run" not in summary(dataclasses.replace(record, parts=(jlt, dit)))
+
+
+def test_the_summary_of_many_parts_tells_the_extremes():
+    parts = tuple(Record("run", f"seed {k}", {"FID": Value(20 - k)}, {"seed": k}) for k in range(5))
+    assert summary(Record("compare", "Seeds", {}, {}, parts=parts)) == (
+        "5 parts differ in seed and share 0 settings. "
+        "FID lies between 16 for seed 4 and 20 for seed 0 (lower is better). "
+        "seed 4 is ahead in FID. Each number is a single run, so the spread over seeds is not known."
+    )
+
+
 def test_a_setting_on_which_all_parts_agree_is_shared(record):
     jlt, dit, _ = record.parts
     parts = tuple(

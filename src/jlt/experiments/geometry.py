@@ -45,7 +45,7 @@ def measure_geometry(
         name=name,
         values={
             "tokens": Value(num_tokens),
-            "largest channel mean": Value(mean.abs().max().item()),
+            "largest absolute mean": Value(mean.abs().max().item()),
             "singular directions": Value(int((eigenvalues <= geometry.ROUNDING * eigenvalues[0]).sum())),
         },
         settings={

@@ -23,6 +23,7 @@ from jlt.evaluation.records import Record, Value
 from jlt.experiments import plots
 
 REFERENCE = "reference"
+MANY = 3  # parts: of more the summary tells the extremes
 # Which way is better, by a value's name up to its first bracket. Of other values no winner is named.
 BETTER = {
     **dict.fromkeys(["FD", "KD", "FID", "KID", "sFID"], "lower"),
@@ -82,7 +83,8 @@ def summary(record: Record) -> str:
     contestants, columns = _contestants(record), _columns(record)
     differing, shared = split_settings(record)
     if len(contestants) > 1:
-        names = _enumerate(part.name for part in contestants)
+        many = len(contestants) > MANY
+        names = f"{len(contestants)} parts" if many else _enumerate(part.name for part in contestants)
         if differing:
             settings = _enumerate(differing) if len(differing) <= 3 else f"{len(differing)} settings"
             sentences.append(f"{names} differ in {settings} and share {_count(len(shared), 'setting')}.")
@@ -118,9 +120,15 @@ def _value_sentence(name: str, columns: Sequence[Record]) -> str:
     references = [part.name for part in columns if part.kind == REFERENCE and part.name in texts]
     aside = [f"{direction(name)} is better"] if direction(name) else []
     aside += [f"{part}: {texts.pop(part)}" for part in references]
-    told = [text if len(columns) == 1 else f"{text} for {part}" for part, text in texts.items()]
+    if len(texts) > MANY:
+        held = sorted((part.values[name].value, part.name) for part in columns if part.name in texts)
+        (_, lowest), (_, highest) = held[0], held[-1]
+        told = f"lies between {texts[lowest]} for {lowest} and {texts[highest]} for {highest}"
+    else:
+        named = [text if len(columns) == 1 else f"{text} for {part}" for part, text in texts.items()]
+        told = f"is {_enumerate(named or ['not known'])}"
     brackets = f" ({'; '.join(aside)})" if aside else ""
-    return f"{name[:1].upper()}{name[1:]} is {_enumerate(told or ['not known'])}{brackets}."
+    return f"{name[:1].upper()}{name[1:]} {told}{brackets}."
 
 
 def direction(name: str) -> str:
@@ -129,13 +137,17 @@ def direction(name: str) -> str:
 
 
 def leader(name: str, parts: Sequence[Record]) -> Record | None:
-    """Return the part with the best value of that name; None for a tie, for one part, or if no way is better."""
+    """Return the part with the best value of that name.
+
+    None for one part, if no way is better, and if the second best is as good or no further than the larger spread.
+    """
     held = [part for part in parts if name in part.values]
     sign = {"lower": 1, "higher": -1}.get(direction(name))
     if sign is None or len(held) < 2:
         return None
     first, second = sorted(held, key=lambda part: sign * part.values[name].value)[:2]
-    return first if first.values[name].value != second.values[name].value else None
+    spread = max(part.values[name].spread or 0 for part in (first, second))
+    return first if abs(first.values[name].value - second.values[name].value) > spread else None
 
 
 def split_settings(record: Record) -> tuple[dict[str, list[str]], dict[str, str]]:
