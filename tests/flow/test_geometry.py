@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jlt.flow.geometry import (
@@ -15,9 +15,6 @@ from jlt.flow.geometry import (
     spectrum_statistics,
     target_spectrum,
 )
-
-settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault of the mathematics
-settings.load_profile("no deadline")
 
 eigenvalues = st.floats(1e-4, 100)
 times = st.floats(0, 1)

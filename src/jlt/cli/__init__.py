@@ -61,11 +61,18 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("JLT_DEBUG"):
             raise
-        print(f"jlt: {one_line(str(error))}", file=sys.stderr)
+        print(f"jlt: {one_line(describe(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:  # training has saved its state, and says so
         print(f"jlt: {stop or 'interrupted'}", file=sys.stderr)
         return 130
+
+
+def describe(error: Exception) -> str:
+    """Return an error's message; the system's own ones name the file first."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def preset_help(program: str, presets: dict[str, object]) -> str:

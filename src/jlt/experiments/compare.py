@@ -204,9 +204,10 @@ def evaluate(run: Path, latents: Path, out: Path, sampling: Sampling, extractor:
     save_grid(out / "real.png", held_out[0], held_out[1], data)
     record = dataclasses.replace(
         part,
+        values={},  # they are the part's, in a column beside real against real
         settings=json_ready(settings),
         fingerprints={**part.fingerprints, **judge.fingerprints(data)},
-        pictures={**part.pictures, "Real held-out images": "real.png"},
+        pictures={"Real held-out images": "real.png"},
         parts=(part, real_part(real)),
     )
     records.write(record, out / "record.json")
