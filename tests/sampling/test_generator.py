@@ -66,7 +66,7 @@ def test_what_was_spent_is_stated(run: Path) -> None:
     assert samples.images.dtype == torch.uint8
     assert samples.images.shape == (2, 3, 8, 8)
     assert samples.seconds > 0
-    assert samples.settings["guidance scale"] == 3.0
+    assert samples.settings["guidance_scale"] == 3.0
 
 
 def test_classes_go_by_name_or_by_index(run: Path) -> None:

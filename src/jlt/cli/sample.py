@@ -11,7 +11,7 @@ from PIL import Image
 from jlt import files
 from jlt.experiments.compare import balanced_labels
 from jlt.experiments.plots import grid
-from jlt.sampling import load
+from jlt.sampling import generate, load
 
 
 def run(
@@ -30,11 +30,11 @@ def run(
     device: str = "cpu",
     json: bool = False,
 ) -> None:
-    """Make images with a trained run: a folder of PNG files, a grid, and samples.json that says how.
+    """Make images with a trained run: PNG files, a grid, and samples.json that says how; stopped, it goes on again.
 
     Args:
         source: a run folder (its last checkpoint) or a checkpoint folder.
-        out: folder for the images; it must not exist or be empty.
+        out: folder for the images; one that was begun with the same settings is continued.
         num: number of images.
         label: one class, by name or index; by default all classes in turn.
         seed: with an image's index it determines the image's noise.
@@ -47,33 +47,22 @@ def run(
         device: where the network runs: cpu, cuda, mps.
         json: print the settings and counts as JSON instead of the folder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder; images are written into a new one")
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
     generator = load(source, weights, device)
     classes = generator.model.config.num_classes
     labels = balanced_labels(num, classes) if label is None else torch.full((num,), generator.label(label))
-    samples = generator.sample(
-        labels, seed=seed, solver=solver, steps=steps, scale=scale if classes else 1.0, interval=interval,
-        batch_size=batch_size,
+    samples = generate(
+        generator, labels, out, seed=seed, solver=solver, steps=steps, scale=scale if classes else 1.0,
+        interval=interval, batch_size=batch_size,
     )  # fmt: skip
-    with files.replaced(out) as temporary:
-        temporary.mkdir()
-        for i, image in enumerate(samples.images):
-            Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(temporary / f"{i:06d}.png")
-        grid(samples.images[:100], columns=10).save(temporary / "grid.png")
-        summary = {
-            "run": str(source),
-            "model": generator.header["name"],
-            "step": generator.header["step"],
-            "weights fingerprint": generator.fingerprint,
-            **samples.settings,
-            "images": num,
-            "evaluations": samples.evaluations,
-            "network passes": samples.network_passes,
-            "seconds": round(samples.seconds, 3),
-            "labels": samples.labels.tolist(),
-        }
-        (temporary / "samples.json").write_text(json_module.dumps(summary, indent=1))
-    print(json_module.dumps(summary) if json else out)
+    for i, image in enumerate(samples.images):
+        write_image(out / f"{i:06d}.png", Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()))
+    write_image(out / "grid.png", grid(samples.images[:100], columns=10))
+    print(json_module.dumps(files.read_json(out / "samples.json")) if json else out)
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write a PNG file, whole or not at all."""
+    with files.replaced(path) as temporary:
+        image.save(temporary, format="PNG")

@@ -4,7 +4,8 @@ Each run is trained (or resumed), sampled and measured in the same way: the same
 initial weights where the architecture is the same, averages, solver, guidance, and noise of image i. What a variant
 does not declare is the base's, by construction. The outcome is one record with a part for each run.
 
-    OUT/record.json, OUT/samples-<run>.png, OUT/real.png, OUT/runs/<run>/ (training), OUT/runs/<run>/samples.safetensors
+    OUT/record.json, OUT/samples-<run>.png, OUT/real.png, OUT/runs/<run>/ (jlt.training.loop) with
+    samples/ (jlt.sampling.storage)
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from jlt.evaluation.protocol import Reference, measure, real_against_real, refer
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.plots import grid
-from jlt.sampling import Samples, load
+from jlt.sampling import Samples, generate, load
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.held_out import BINS
 
@@ -155,22 +156,28 @@ def run_one(
     """Train, sample and measure one run."""
     train(config, latents, run)
     settings = {factor: getattr(config, factor) for factor in factors}
-    return measure_run(run, data, sampling, judge, settings, out / f"samples-{run.name}.png")
+    return measure_run(run, data, sampling, judge, settings, out / f"samples-{run.name}.png", run / "samples")
 
 
 def measure_run(
-    run: Path, data: Latents, sampling: Sampling, judge: Judge, settings: Mapping[str, Any], picture: Path
+    run: Path,
+    data: Latents,
+    sampling: Sampling,
+    judge: Judge,
+    settings: Mapping[str, Any],
+    picture: Path,
+    storage: Path,
 ) -> Record:
     """Sample a trained run, draw a grid of its images, and measure them."""
     generator = load(run, sampling.weights)
     # the model's name tells target, size and patch size; other settings that runs differ in are appended
     told = {"target", "size", "patch_size"}
     name = ", ".join([str(generator.header["name"]), *(f"{k} {v}" for k, v in settings.items() if k not in told)])
-    samples = generator.sample(
-        balanced_labels(sampling.num_images, data.num_classes),
+    samples = generate(
+        generator, balanced_labels(sampling.num_images, data.num_classes), storage,
         seed=sampling.seed, solver=sampling.solver, steps=sampling.steps,
-        scale=sampling.scale if data.num_classes else 1.0,
-        interval=sampling.interval, batch_size=sampling.batch_size, title=f"sampling {name}",
+        scale=sampling.scale if data.num_classes else 1.0, interval=sampling.interval, batch_size=sampling.batch_size,
+        title=f"sampling {name}",
     )  # fmt: skip
     save_grid(picture, samples.images, samples.labels, data)
     values = judge(samples, name)
@@ -200,7 +207,7 @@ def evaluate(run: Path, latents: Path, out: Path, sampling: Sampling, extractor:
     settings = {f"sampling {name}": value for name, value in dataclasses.asdict(sampling).items()}
     settings |= {"extractor": features.name, "held-out images": len(held_out[1])}
     out.mkdir(parents=True, exist_ok=True)
-    part = measure_run(run, data, sampling, judge, {}, out / "samples.png")
+    part = measure_run(run, data, sampling, judge, {}, out / "samples.png", out / "samples")
     save_grid(out / "real.png", held_out[0], held_out[1], data)
     record = dataclasses.replace(
         part,

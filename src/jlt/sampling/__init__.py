@@ -3,5 +3,6 @@
 from jlt.sampling.field import Field, classifier_free
 from jlt.sampling.generator import Generator, Samples, load
 from jlt.sampling.solvers import SOLVERS, euler, heun
+from jlt.sampling.storage import generate
 
-__all__ = ["SOLVERS", "Field", "Generator", "Samples", "classifier_free", "euler", "heun", "load"]
+__all__ = ["SOLVERS", "Field", "Generator", "Samples", "classifier_free", "euler", "generate", "heun", "load"]

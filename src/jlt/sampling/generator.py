@@ -77,7 +77,7 @@ class Generator:
         first_index: int = 0,
         floor: float | None = None,
         callback: Callback | None = None,
-        title: str = "sampling",
+        progress: bool = True,
     ) -> Samples:
         """Make one image for each label.
 
@@ -92,7 +92,7 @@ class Generator:
             first_index: index of the first image.
             floor: bound on |det| in the velocity; by default the one the model was trained with.
             callback: called by the solver in each batch with (i, t, z, x).
-            title: what the progress bar says.
+            progress: show a progress bar on a terminal.
         """
         solve, grid = files.choose("solver", solver, SOLVERS), uniform_grid(steps)
         config, device = self.model.config, next(self.model.parameters()).device
@@ -106,7 +106,7 @@ class Generator:
         floor = float(self.header["floor"]) if floor is None else floor
         start, evaluations, passes = time.perf_counter(), 0, 0
         latents, images = [], []
-        progress = tqdm(total=len(label), desc=title, unit="image", disable=None)
+        bar = tqdm(total=len(label), desc="sampling", unit="image", disable=None if progress else True)
         for first in range(0, len(label), batch_size):
             chunk = label[first : first + batch_size].to(device)
             index = torch.arange(first, first + len(chunk), device=device) + first_index
@@ -117,8 +117,8 @@ class Generator:
                 images.append(self.representation.decode(self.affine.restore(z)).cpu())
             latents.append(z.cpu())
             evaluations, passes = field.evaluations, network.count
-            progress.update(len(chunk))
-        progress.close()
+            bar.update(len(chunk))
+        bar.close()
         return Samples(
             images=torch.cat(images),
             latents=torch.cat(latents),
@@ -127,9 +127,9 @@ class Generator:
             settings={
                 "solver": solver,
                 "steps": steps,
-                "guidance scale": scale,
-                "guidance interval": list(interval),
-                "velocity floor": floor,
+                "guidance_scale": scale,
+                "guidance_interval": list(interval),
+                "velocity_floor": floor,
                 "seed": seed,
                 "weights": self.weights,
             },

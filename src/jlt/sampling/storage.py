@@ -1,0 +1,130 @@
+"""Generated images on disk: made once, whatever happens in between.
+
+    OUT/samples.json                 what is generated: weights, labels, solver, guidance, seed; then what it took
+    OUT/images-00000.safetensors     `images` (n, channels, height, width) uint8 and `latents` (n, c, h, w) of a batch
+
+Batch k is a fixed slice of the images, so a generation that was stopped and goes on equals, to the bit, one that was
+not. A folder that holds other images is refused.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from jlt import files
+from jlt.sampling.generator import Generator, Samples
+
+HEADER = "samples.json"
+
+
+def generate(
+    generator: Generator,
+    labels: Int[Tensor, " n"],
+    out: Path,
+    *,
+    seed: int = 0,
+    solver: str = "heun",
+    steps: int = 50,
+    scale: float = 1.0,
+    interval: tuple[float, float] = (0.1, 1.0),
+    batch_size: int = 100,
+    title: str = "sampling",
+) -> Samples:
+    """Make one image for each label in the folder `out`, or go on where an earlier call stopped, and return all.
+
+    Args:
+        generator: from `jlt.load`.
+        labels: classes in [0, num_classes].
+        out: a folder of its own.
+        seed, solver, steps, scale, interval, batch_size: as in `Generator.sample`.
+        title: what the progress bar says.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if len(labels) < 1:
+        raise ValueError("there are 0 labels, an image needs one")
+    asked: dict[str, Any] = {
+        "model": generator.header["name"],
+        "step": generator.header["step"],
+        "weights": generator.weights,
+        "weights_fingerprint": generator.fingerprint,
+        "solver": solver,
+        "steps": steps,
+        "guidance_scale": float(scale),
+        "guidance_interval": [float(end) for end in interval],
+        "velocity_floor": float(generator.header["floor"]),
+        "seed": seed,
+        "batch_size": batch_size,
+        "num_images": len(labels),
+        "labels": labels.tolist(),
+    }
+    parts: list[tuple[Tensor, Tensor]] = []
+    counts: Mapping[str, str] = {}
+    seconds = 0.0
+    progress = tqdm(total=len(labels), desc=title, unit="image", disable=None)
+    for k, first in enumerate(range(0, len(labels), batch_size)):
+        path = out / f"images-{k:05d}.safetensors"
+        if k == 0:
+            check_claim(out, asked)
+        if not path.is_file():
+            batch = generator.sample(
+                labels[first : first + batch_size], seed=seed, solver=solver, steps=steps, scale=scale,
+                interval=interval, batch_size=batch_size, first_index=first, progress=False,
+            )  # fmt: skip
+            if k == 0:  # not before an image was made: bad input leaves nothing behind
+                claim(out, asked)
+            stated = {
+                "seconds": f"{batch.seconds:.4f}",
+                "evaluations": str(batch.evaluations),
+                "network_passes": str(batch.network_passes),
+            }
+            files.write_bytes(path, save({"images": batch.images, "latents": batch.latents}, stated))
+        with safe_open(path, framework="pt") as file:
+            parts.append((file.get_tensor("images"), file.get_tensor("latents")))
+            counts = file.metadata()
+        seconds += float(counts["seconds"])
+        progress.update(len(parts[-1][0]))
+    progress.close()
+    evaluations, network_passes = int(counts["evaluations"]), int(counts["network_passes"])
+    spent = {"evaluations": evaluations, "network_passes": network_passes, "seconds": seconds}
+    if files.read_json(out / HEADER) != asked | spent:
+        files.write_json(out / HEADER, asked | spent)
+    return Samples(
+        images=torch.cat([images for images, _ in parts]),
+        latents=torch.cat([latents for _, latents in parts]),
+        labels=labels,
+        seeds=[(seed, i) for i in range(len(labels))],
+        settings=asked,
+        evaluations=evaluations,
+        network_passes=network_passes,
+        seconds=seconds,
+    )
+
+
+def check_claim(out: Path, asked: dict[str, Any]) -> None:
+    """Raise a ValueError if the folder holds anything but an unfinished generation of the same images."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; a folder for images is wanted")
+    path = out / HEADER
+    if path.is_file():
+        found = files.read_json(path)
+        differing = [name for name in asked if not isinstance(found, dict) or found.get(name) != asked[name]]
+        if differing:
+            raise ValueError(f"{out} holds images made with other settings: {', '.join(differing)} differ")
+    elif out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
+        raise ValueError(f"{out} is not an empty folder; images go into a folder of their own")
+
+
+def claim(out: Path, asked: dict[str, Any]) -> None:
+    """Say in the folder what it is for, unless it says so already."""
+    if out.is_dir():
+        files.remove_temporaries(out)
+    if not (out / HEADER).is_file():
+        files.write_json(out / HEADER, asked)

@@ -1,0 +1,94 @@
+"""Generated images on disk: made once, and the same however often the making was stopped."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jlt import files
+from jlt.data.representations import Pixels
+from jlt.data.shards import Affine
+from jlt.flow import TARGETS
+from jlt.nn import Transformer, TransformerConfig
+from jlt.sampling import Generator, generate
+
+LABELS = torch.arange(10) % 3
+SETTINGS: dict[str, Any] = {"seed": 3, "steps": 2, "scale": 2.0, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    model = Transformer(TransformerConfig(4, 1, 1, 16, 1, 2, num_classes=3))
+    with torch.no_grad():
+        model.output.weight.normal_(generator=torch.Generator().manual_seed(0))
+    header = {"name": "JLT-1x16/1", "step": 5, "floor": 0.05}
+    return Generator(model, TARGETS["x"], Pixels(1), Affine((0.0,), (1.0,)), None, header, "ema-0.9", "abc")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_a_generation_that_was_killed_goes_on_to_the_same_images(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    whole = generate(generator, LABELS, tmp_path / "whole", **SETTINGS)
+    writes, made = [0], [0]
+    write, sample = files.write_bytes, Generator.sample
+
+    def dying_write(path: Path, data: bytes) -> None:
+        if writes[0] == after:
+            raise Killed
+        writes[0] += 1
+        write(path, data)
+
+    def counting_sample(self: Generator, *arguments: Any, **named: Any) -> Any:
+        made[0] += 1
+        return sample(self, *arguments, **named)
+
+    monkeypatch.setattr(Generator, "sample", counting_sample)
+    monkeypatch.setattr(files, "write_bytes", dying_write)
+    with pytest.raises(Killed):
+        generate(generator, LABELS, tmp_path / "stopped", **SETTINGS)
+    monkeypatch.setattr(files, "write_bytes", write)
+    before = made[0]
+    resumed = generate(generator, LABELS, tmp_path / "stopped", **SETTINGS)
+    assert made[0] - before == 3 - max(after - 1, 0)  # nothing that was written is generated twice
+    assert torch.equal(resumed.images, whole.images)
+    assert torch.equal(resumed.latents, whole.latents)
+    again = generate(generator, LABELS, tmp_path / "stopped", **SETTINGS)
+    assert dataclasses.astuple(again)[3:] == dataclasses.astuple(resumed)[3:]  # seconds included
+    assert made[0] - before == 3 - max(after - 1, 0)
+
+
+def test_stored_images_are_those_of_one_call(generator: Generator, tmp_path: Path) -> None:
+    stored = generate(generator, LABELS, tmp_path / "out", **SETTINGS)
+    direct = generator.sample(LABELS, **SETTINGS)
+    torch.testing.assert_close(stored.latents, direct.latents, rtol=0, atol=1e-4)
+    assert (stored.evaluations, stored.network_passes) == (direct.evaluations, direct.network_passes) == (3, 5)
+
+
+def test_other_images_are_not_mixed_in(generator: Generator, tmp_path: Path) -> None:
+    generate(generator, LABELS, tmp_path / "out", **SETTINGS)
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match="made with other settings: steps, seed differ"):
+        generate(generator, LABELS, tmp_path / "out", **{**SETTINGS, "seed": 4, "steps": 3})
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        generate(generator, LABELS, tmp_path / "mine", **SETTINGS)
+
+
+def test_bad_input_leaves_nothing(generator: Generator, tmp_path: Path) -> None:
+    for wrong in ({"solver": "huen"}, {"steps": 0}, {"interval": (1.0, 0.0)}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=r"huen|at least 1|interval"):
+            generate(generator, LABELS, tmp_path / "out", **{**SETTINGS, **wrong})
+    assert not (tmp_path / "out").exists()
