@@ -23,10 +23,10 @@ SMALL = replace(
 DIGITS = replace(
     PAPER,
     loss_space="x",
-    size="6x96x3",
-    steps=1200,
+    size="4x128x4",
+    steps=1000,
     batch_size=32,
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     warmup_steps=100,
     decay_steps=600,
     ema_decays=(0.98,),
