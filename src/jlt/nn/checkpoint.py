@@ -112,7 +112,11 @@ def save(
         if optimizer is not None:
             tensors["optimizer"] = optimizer_tensors(model, optimizer)
         for name, state in tensors.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / f"{name}.safetensors")
+            path = temporary / f"{name}.safetensors"
+            try:
+                save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+            except SafetensorError as error:  # what the library makes of a full disk
+                raise OSError(f"{folder / path.name} could not be written: {error}") from None
         extra(temporary)
         full = {
             "format_version": FORMAT_VERSION,

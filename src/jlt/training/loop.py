@@ -166,6 +166,7 @@ def start(config: TrainConfig, data: Latents, run: Path, header: dict[str, Any],
     if not checkpoint.list_steps(run):
         files.write_json(run / "config.json", header)
         return state
+    prune(run, config)  # a run that was stopped between saving and pruning has one too many
     saved = checkpoint.read(run)
     refuse_changes(saved.header["training"], header["training"], run)
     refuse_changes(saved.header["latents"], json.loads(json.dumps(header["latents"])), run)
