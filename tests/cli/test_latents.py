@@ -6,7 +6,7 @@ from PIL import Image
 
 from jlt.cli import main
 from jlt.data import encode
-from jlt.data.shards import MEAN_BOUND
+from jlt.data.shards import VARIANCE_BOUND
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def test_check_passes_what_encode_made(latents, capsys):
 
 
 def test_check_finds_one_channel_off_that_opening_overlooks(latents, capsys):
-    mean = json.loads((latents / "held-out" / "manifest.json").read_text())["mean"]
-    mean[3] += 2 * MEAN_BOUND  # opening samples at least 64 images or judges nothing
-    change_manifest(latents / "held-out", mean=mean)
+    variance = json.loads((latents / "held-out" / "manifest.json").read_text())["variance"]
+    variance[3] /= 2 * VARIANCE_BOUND  # of 48 channels, and opening judges their mean
+    change_manifest(latents / "held-out", variance=variance)
     assert main(["latents", "check", str(latents)]) == 1
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines() if line.endswith("  off")] == ["3"]

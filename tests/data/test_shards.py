@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from jlt import files
 from jlt.data import Affine, Manifest, open_latents, splits
+from jlt.data.representations import Pixels
 from jlt.data.shards import read_manifest, shard_name
 
 SHAPE = (3, 2, 2)
@@ -18,6 +19,7 @@ SHAPE = (3, 2, 2)
 def write_split(folder, latents, labels, mirrored=None, shard_size=40, class_names=("a", "b"), **changes):
     """Write a split by hand: latents as they are, an affine that is not trivial, statistics measured in one piece."""
     folder.mkdir(parents=True, exist_ok=True)
+    Pixels(SHAPE[0]).save(folder.parent / "representation")
     affine = Affine((0.5, -1.0, 2.0), (2.0, 0.5, 1.25))
     z = affine.normalise(latents.float()).double()
     shards = []
@@ -30,7 +32,7 @@ def write_split(folder, latents, labels, mirrored=None, shard_size=40, class_nam
         shards.append((shard_name(k), len(tensors["labels"]), files.sha256(folder / shard_name(k))))
     manifest = Manifest(
         split="train", num_images=len(latents), shard_size=shard_size, shape=SHAPE, class_names=class_names, source={},
-        representation="pixels", representation_fingerprint="0", affine=affine, mean=tuple(z.mean((0, 2, 3)).tolist()),
+        representation="pixels", representation_fingerprint=Pixels(SHAPE[0]).fingerprint, affine=affine, mean=tuple(z.mean((0, 2, 3)).tolist()),
         variance=tuple(z.var((0, 2, 3), correction=0).tolist()), mirrored=mirrored is not None, shards=tuple(shards),
     )  # fmt: skip
     dataclasses.replace(manifest, **changes).write(folder)
@@ -268,10 +270,22 @@ def test_any_manifest_is_read_or_a_value_error_that_names_it(tmp_path_factory, c
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_latents_that_are_not_finite_are_refused(tmp_path, value):
-    raw, labels = random_latents()
+def test_one_value_that_is_not_finite_is_found_in_a_small_split(tmp_path, value):
+    raw, labels = random_latents(1000)
     write_split(tmp_path / "train", raw, labels)
     statistics = json.loads((tmp_path / "train" / "manifest.json").read_text())
-    raw[41, 1, 0, 1] = value
+    raw[541, 1, 0, 1] = value
     write_split(tmp_path / "train", raw, labels, mean=tuple(statistics["mean"]), variance=tuple(statistics["variance"]))
-    refused(tmp_path, "the latents of image 41 are not finite")
+    refused(tmp_path, "the latents of image 541 are not finite")
+
+
+def test_a_manifest_of_another_split_is_refused(folder):
+    (folder / "train").rename(folder / "held-out")
+    with pytest.raises(ValueError, match="is of the split 'train', its folder is 'held-out'"):
+        open_latents(folder, "held-out")
+
+
+def test_latents_beside_another_representation_are_refused(folder):
+    Pixels(1).save(folder / "representation")
+    with pytest.raises(ValueError, match=r"has fingerprint .*, the latents beside it were made with"):
+        open_latents(folder)

@@ -159,3 +159,28 @@ def test_holding_out_more_keeps_those_held_out_before(labels, data):
     more = data.draw(st.integers(0, len(labels) - 1))
     fewer = data.draw(st.integers(0, more))
     assert set(held_out_indices(labels, fewer).tolist()) <= set(held_out_indices(labels, more).tolist())
+
+
+def test_hidden_names_are_no_images(tmp_path):
+    for folder in ("cat", "dog", "cat/.thumbnails", ".trash"):
+        save_image(tmp_path / folder / "a.png")
+    (tmp_path / "cat" / "._a.png").write_bytes(b"what another system keeps about a.png")
+    source = open_source(str(tmp_path), image_size=8)
+    assert source.class_names == ("cat", "dog")
+    assert source.labels().tolist() == [0, 1]
+
+
+def test_the_spec_of_a_relative_path_opens_it_from_anywhere(tmp_path, monkeypatch):
+    save_image(tmp_path / "photos" / "a.png")
+    (tmp_path / "digits").mkdir()
+    write_idx(tmp_path / "digits", np.ones((2, 28, 28)), np.arange(2))
+    monkeypatch.chdir(tmp_path)
+    sources = [open_source("photos", image_size=8), open_source("idx:digits")]
+    monkeypatch.chdir(tmp_path / "photos")
+    for source in sources:
+        assert open_source(source.spec, source.image_shape[1]).fingerprint == source.fingerprint
+
+
+def test_a_path_that_does_not_exist_is_said_to_be_missing(tmp_path):
+    with pytest.raises(ValueError, match="missing does not exist"):
+        open_source(str(tmp_path / "missing"))

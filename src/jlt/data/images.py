@@ -1,6 +1,9 @@
 """Reading one image file: JPEG, PNG or WebP of any mode to 8-bit RGB, and the crop that the field trains on."""
 
+import contextlib
+import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_PIXELS = 178_956_970  # Pillow's own bound; an image above it is refused before it is decompressed
+MAX_PIXELS = 2**27  # 134 megapixels; an image above it is refused before it is decompressed
 
 
 class BrokenImage(ValueError):
@@ -17,23 +20,32 @@ class BrokenImage(ValueError):
 
 def read_image(path: Path) -> Image.Image:
     """Decode a file to RGB: EXIF orientation obeyed, transparency over white, 16-bit grey scaled to 8 bits."""
+    data = path.read_bytes()  # out here: a disk that fails is no broken image
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as odd metadata of an image that is read all the same
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BrokenImage(f"{path} has {image.width} x {image.height} pixels, above {MAX_PIXELS}")
-                image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
+        with quiet(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                pixels = image.width * image.height
+                raise Image.DecompressionBombError(f"{pixels} pixels, at most {MAX_PIXELS} are decompressed")
+            return to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
-        raise BrokenImage(f"{path} is not a JPEG, PNG or WebP image ({path.stat().st_size} bytes)") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise BrokenImage(f"{path} is not a JPEG, PNG or WebP image ({len(data)} bytes)") from None
+    except Image.DecompressionBombError as error:  # Pillow's, or the one above
         raise BrokenImage(f"{path} is larger than an image may be: {error}") from None
-    except (PermissionError, FileNotFoundError, MemoryError, BrokenImage):
+    except MemoryError:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
         raise BrokenImage(f"{path} cannot be decoded: {error}") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Pillow, which warns of odd metadata, and of sizes that MAX_PIXELS decides on.
+
+    Filters belong to the whole process, so threads that read images want one around them all, too.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

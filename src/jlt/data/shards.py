@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jlt import files
+from jlt.data.representations import load_representation
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -30,6 +31,7 @@ SPLITS = ("train", "held-out")
 # A split's measured mean and variance by channel may differ from the promised ones by this much of a standard
 # deviation, and by this factor: wide enough for a few hundred images, far too narrow for forgotten normalisation.
 MEAN_BOUND, VARIANCE_BOUND = 0.5, 2.0
+CHECKED_VALUES = 2**24  # read on opening for that; a split of fewer values is checked whole
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def read_manifest(folder: Path) -> Manifest:
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} has a malformed entry: {error}") from None
     check_manifest(manifest, path)
+    if manifest.split != folder.name:
+        raise ValueError(f"{path} is of the split {manifest.split!r}, its folder is {folder.name!r}")
     return manifest
 
 
@@ -226,20 +230,21 @@ class Latents:
             bad = int(indices[(~torch.isfinite(z)).flatten(1).any(1)][0])
             raise ValueError(f"{self.folder}: the latents of image {bad} are not finite")
 
-    def check_statistics(self, num_images: int = 256) -> None:
-        """Compare the latents' mean and variance by channel with the manifest's, on some images spread over the split.
+    def check_statistics(self) -> None:
+        """Compare the latents' mean and variance by channel with the manifest's, on images spread over the split.
 
-        Raises a ValueError where latents are not finite, or off by more than MEAN_BOUND and VARIANCE_BOUND.
+        As many images as hold CHECKED_VALUES, at least 256. Raises a ValueError where latents are not finite, or off by
+        more than MEAN_BOUND and VARIANCE_BOUND.
         """
-        spread = torch.linspace(0, len(self) - 1, min(num_images, len(self))).long()
+        count = min(len(self), max(256, CHECKED_VALUES // math.prod(self.shape)))
+        spread = torch.arange(count) * len(self) // count
         z = self.gather(spread).double()
         self.check_finite(z, spread)
-        if len(spread) < 64:
-            return  # too few to tell a fault from chance
-        promised = torch.tensor(self.manifest.variance, dtype=torch.float64).mean()
-        mean, variance = z.mean((0, 2, 3)), z.var((0, 2, 3)).mean()
+        # held-out images all alike have no variance, but for rounding
+        promised = torch.tensor(self.manifest.variance, dtype=torch.float64).mean().clamp(min=1e-6)
+        mean, variance = z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0).mean().clamp(min=1e-6)
         off = (mean - torch.tensor(self.manifest.mean, dtype=torch.float64)).abs().max() / promised.sqrt()
-        if off > MEAN_BOUND or not 1 / VARIANCE_BOUND < variance / promised < VARIANCE_BOUND:
+        if not (off <= MEAN_BOUND and 1 / VARIANCE_BOUND < variance / promised < VARIANCE_BOUND):
             raise ValueError(
                 f"{self.folder}: latents have channel variance {variance:.3g} and a mean {off:.2g} deviations off, "
                 f"the manifest promises variance {promised:.3g}"
@@ -291,6 +296,15 @@ def splits(folder: Path) -> list[str]:
 
 
 def open_latents(folder: Path, split: str = "train", verify: bool = False) -> Latents:
-    """Open a split of a folder made by `encode`; `verify` checks every shard's hash."""
+    """Open a split of a folder made by `encode`, beside the representation that made it.
+
+    `verify` checks every shard's hash.
+    """
     files.choose("split", split, dict.fromkeys(splits(folder)))
-    return Latents(folder / split, read_manifest(folder / split), verify)
+    manifest, representation = read_manifest(folder / split), load_representation(folder / "representation")
+    if representation.fingerprint != manifest.representation_fingerprint:
+        raise ValueError(
+            f"{folder / 'representation'} has fingerprint {representation.fingerprint}, "
+            f"the latents beside it were made with {manifest.representation_fingerprint}"
+        )
+    return Latents(folder / split, manifest, verify)

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import importlib.util
 import math
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ class Subset:
 def open_folder(path: Path, image_size: int | None, upscale: bool = False) -> Folder:
     """Open a folder of class folders, or a flat folder; `image_size` (256 by default) is the side of the crop."""
     root = existing_folder(path)
+    path = path.absolute()  # so that the spec opens it again from any working folder
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     for name in names:
         if root.resolve().is_relative_to((root / name).resolve()):
@@ -177,8 +179,10 @@ def open_folder(path: Path, image_size: int | None, upscale: bool = False) -> Fo
 
 
 def image_files(folder: Path, deep: bool) -> list[Path]:
+    """List image files; hidden names are passed over (`._x.jpg`, which some systems put beside x.jpg, is no image)."""
     entries = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(file for file in entries if file.suffix.lower() in SUFFIXES and file.is_file())
+    seen = (file for file in entries if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    return sorted(file for file in seen if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def existing_folder(path: Path) -> Path:
@@ -201,7 +205,7 @@ def open_idx(path: Path, image_size: int | None, split: str = "train") -> Arrays
         raise ValueError(f"{root} holds images of shape {list(images.shape)} in its {split} files")
     kind = {"train": "idx", "t10k": "idx-test"}[split]
     names = tuple(str(k) for k in range(int(targets.max()) + 1))
-    return arrays(f"{kind}:{path}", images, targets, names, image_size)
+    return arrays(f"{kind}:{path.absolute()}", images, targets, names, image_size)
 
 
 def find_idx(root: Path, name: str) -> Path:
@@ -276,6 +280,8 @@ def open_source(spec: str, image_size: int | None = None, upscale: bool = False)
     if kind not in SOURCES and Path(spec).exists():
         has_idx = Path(spec).is_dir() and any(Path(spec).glob("*-idx3-ubyte*"))
         kind, path = ("idx" if has_idx else "folder"), spec
+    if kind not in SOURCES and os.sep in spec:
+        raise ValueError(f"{spec} does not exist; a folder, or a source ({', '.join(SOURCES)}), is wanted")
     opener = files.choose("source", kind, SOURCES)
     if kind != "mnist" and not path:
         raise ValueError(f"source {spec!r} names no path; write {kind}:PATH")
