@@ -166,3 +166,14 @@ def _style() -> Any:
         "ytick.minor.width": 0.4,
         "xtick.minor.width": 0.4,
     }
+
+
+def beside(pictures: Sequence[Image.Image], gap: int = 24) -> Image.Image:
+    """Return pictures in a row with transparent gaps, their tops aligned."""
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    row = Image.new("RGBA", (width, max(picture.height for picture in pictures)))
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + gap
+    return row

@@ -3,8 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
+from jlt import files
 from jlt.data import encode
 from jlt.experiments.compare import Sampling, compare
+from jlt.experiments.plots import beside
 from jlt.experiments.presets import DIGITS
 from jlt.experiments.report import write_report
 
@@ -19,8 +23,9 @@ def quickstart(out: Path, seed: int = 0) -> Path:
     print(f"1/3  encoding 5,000 MNIST digits into {out / 'latents'}")
     encode("mnist", out / "latents", representation="patch-pca", stride=8, num_held_out=500)
     print(
-        f"2/3  training, sampling ({SAMPLING.solver}, {SAMPLING.steps} steps, guidance {SAMPLING.scale}) and measuring "
-        "two models: JLT predicts the clean latent x, DiT the velocity v; all else is equal"
+        f"2/3  training, sampling ({SAMPLING.solver}, {SAMPLING.steps} steps = {2 * SAMPLING.steps - 1} evaluations, "
+        f"guidance {SAMPLING.scale}) and measuring two models:\n"
+        "     JLT predicts the clean latent x, DiT the velocity v; all else is equal"
     )
     record = compare(
         out / "latents",
@@ -32,4 +37,7 @@ def quickstart(out: Path, seed: int = 0) -> Path:
         title="Clean latent or velocity: two models on MNIST digits",
     )
     print("3/3  writing the report")
+    grids = [Image.open(out / name) for name in ("samples-x.png", "samples-v.png", "real.png")]
+    with files.replaced(out / "quickstart.png") as temporary:
+        beside(grids).save(temporary, format="PNG")
     return write_report(record, out / "report.html")
