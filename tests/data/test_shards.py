@@ -32,8 +32,9 @@ def write_split(folder, latents, labels, mirrored=None, shard_size=40, class_nam
         shards.append((shard_name(k), len(tensors["labels"]), files.sha256(folder / shard_name(k))))
     manifest = Manifest(
         split="train", num_images=len(latents), shard_size=shard_size, shape=SHAPE, class_names=class_names, source={},
-        representation="pixels", representation_fingerprint=Pixels(SHAPE[0]).fingerprint, affine=affine, mean=tuple(z.mean((0, 2, 3)).tolist()),
-        variance=tuple(z.var((0, 2, 3), correction=0).tolist()), mirrored=mirrored is not None, shards=tuple(shards),
+        representation="pixels", representation_fingerprint=Pixels(SHAPE[0]).fingerprint, affine=affine,
+        mean=tuple(z.mean((0, 2, 3)).tolist()), variance=tuple(z.var((0, 2, 3), correction=0).tolist()),
+        mirrored=mirrored is not None, shards=tuple(shards),
     )  # fmt: skip
     dataclasses.replace(manifest, **changes).write(folder)
     return z.float()
