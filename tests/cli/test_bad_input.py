@@ -112,7 +112,7 @@ def one_colour(photos):
 def test_a_bad_folder_of_images_is_refused(photos, tmp_path, capsys, spoil, named, representation):
     spoil(photos)
     out = tmp_path / "latents"
-    arguments = ("encode", photos, out, "--image-size", 8, "--representation", representation, "--shard-size", 4)
+    arguments = ("encode", photos, out, "--image-size", 8, "--representation", representation)
     assert named in complaint(capsys, *arguments)
     assert not out.exists()
     out.mkdir()

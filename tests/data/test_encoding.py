@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,7 +9,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from jlt import files
-from jlt.data import Subset, encode, load_representation, open_latents, open_source, real_images, reconstruct
+from jlt.data import (
+    Subset,
+    encode,
+    held_out_indices,
+    load_representation,
+    open_latents,
+    open_source,
+    real_images,
+    reconstruct,
+)
 from jlt.data.encoding import fit_affine
 
 NUMBER = 14
@@ -70,7 +81,7 @@ def test_the_splits_share_no_image_and_hold_all(photos, encoded):
 
 
 def test_shards_hold_slices_of_the_ordered_images(encoded):
-    sizes = [len(load_file(path)["labels"]) for path in sorted((encoded / "train").glob("shard-*"))]
+    sizes = [len(load_file(path)["labels"]) for path in sorted((encoded / "train").glob("shard-*.safetensors"))]
     assert sizes == [3, 3, 3, 1]
 
 
@@ -191,6 +202,90 @@ def test_a_finished_folder_is_left_as_it_is(photos, encoded):
     before = {path: path.stat().st_mtime_ns for path in encoded.rglob("*") if path.is_file()}
     encode(str(photos), encoded, batch_size=3, **OPTIONS)
     assert {path: path.stat().st_mtime_ns for path in encoded.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_or_a_missing_shard_is_made_again(photos, encoded):
+    before = contents(encoded)
+    damaged, missing = (encoded / "train" / f"shard-0000{k}.safetensors" for k in (1, 2))
+    data = bytearray(damaged.read_bytes())
+    data[-3] ^= 1
+    damaged.write_bytes(data)
+    missing.unlink()
+    encode(str(photos), encoded, **OPTIONS)
+    assert contents(encoded) == before
+
+
+@pytest.mark.parametrize("broken", ["dog/06.png", "dog/10.png"])  # one to train on, one held out
+def test_an_encoding_stopped_by_a_broken_image_goes_on_without_it(photos, tmp_path, broken):
+    options = OPTIONS | {"representation": "pixels"}
+    held_out = {open_source(str(photos), 8).paths[i].name for i in held_out_indices(np.arange(NUMBER) // 7, 4)}
+    assert ("06.png" in held_out, "10.png" in held_out) == (False, True)
+    (photos / broken).write_bytes(b"broken")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=rf"{broken} is not .* \(skip_broken leaves such images out\)"):
+        encode(str(photos), out, **options)
+    whole = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert whole  # the shards before the broken image
+    encode(str(photos), out, skip_broken=True, **options)
+    encode(str(photos), tmp_path / "at-once", skip_broken=True, **options)
+    assert contents(out) == contents(tmp_path / "at-once")
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole
+    kept = {split: {real_images(out, split).source.paths[i].name for i in real_images(out, split).indices} for split in
+            ("train", "held-out")}  # fmt: skip
+    assert kept["held-out"] == held_out - {broken[4:]}
+    assert len(kept["train"]) + len(kept["held-out"]) == NUMBER - 1
+    with pytest.raises(ValueError, match="skip_broken is True there and False here"):
+        encode(str(photos), out, **options)
+
+
+def test_a_source_that_moved_is_found_again_by_encoding_it_again(photos, encoded, tmp_path):
+    photos.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="photos does not exist"):
+        real_images(encoded, "train")
+    before = {path: path.read_bytes() for path in encoded.rglob("*.safetensors")}
+    encode(str(tmp_path / "moved"), encoded, **OPTIONS)
+    assert len(real_images(encoded, "train")) == NUMBER - 4
+    assert {path: path.read_bytes() for path in before} == before
+
+
+KILLING = """
+import os, random, signal, sys, time
+from pathlib import Path
+from jlt.data import encode, open_source
+
+folder, source, moments = Path(sys.argv[1]), open_source("mnist"), random.Random(0)
+
+def start(out):
+    child = os.fork()  # of a process with one thread; a new interpreter would take seconds to import
+    if child == 0:
+        encode(source, out, num_held_out=500, shard_size=300, mirrored=True, batch_size=50)
+        os._exit(0)
+    return child
+
+began = time.monotonic()
+os.waitpid(start(folder / "whole"), 0)
+duration, killed, last = time.monotonic() - began, 0, 0
+while killed < 50:  # a few in a folder, until one ends before it is killed
+    child = start(folder / f"killed-{last}")
+    time.sleep(moments.uniform(0, 0.4) * duration)
+    os.kill(child, signal.SIGKILL)
+    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        killed += 1
+    else:
+        last += 1
+for k in range(last + 1):
+    os.waitpid(start(folder / f"killed-{k}"), 0)
+"""
+
+
+@pytest.mark.slow
+def test_an_encoding_killed_fifty_times_ends_to_the_byte_like_one_that_was_not(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLING, str(tmp_path)], check=True)
+    whole, folders = contents(tmp_path / "whole"), list(tmp_path.glob("killed-*"))
+    assert len(whole) == 1 + 2 + 2 * (14 + 1 + 2) + 2  # settings, representation, shards with hashes, manifests
+    assert folders
+    for folder in folders:
+        assert contents(folder) == whole
 
 
 def test_other_settings_are_refused_with_a_list_of_those_that_differ(photos, encoded):

@@ -31,20 +31,11 @@ def write_split(folder, latents, labels, mirrored=None, shard_size=40, class_nam
         save_file(tensors, folder / shard_name(k))
         shards.append((shard_name(k), len(tensors["labels"]), files.sha256(folder / shard_name(k))))
     manifest = Manifest(
-        split="train",
-        num_images=len(latents),
-        shard_size=shard_size,
-        shape=SHAPE,
-        class_names=class_names,
-        source={},
-        representation="pixels",
-        representation_fingerprint=Pixels(SHAPE[0]).fingerprint,
-        affine=affine,
-        mean=tuple(z.mean((0, 2, 3)).tolist()),
-        variance=tuple(z.var((0, 2, 3), correction=0).tolist()),
-        mirrored=mirrored is not None,
-        shards=tuple(shards),
-    )
+        split="train", num_images=len(latents), shard_size=shard_size, shape=SHAPE, class_names=class_names, source={},
+        representation="pixels", representation_fingerprint=Pixels(SHAPE[0]).fingerprint, affine=affine,
+        mean=tuple(z.mean((0, 2, 3)).tolist()), variance=tuple(z.var((0, 2, 3), correction=0).tolist()),
+        mirrored=mirrored is not None, shards=tuple(shards),
+    )  # fmt: skip
     dataclasses.replace(manifest, **changes).write(folder)
     return z.float()
 

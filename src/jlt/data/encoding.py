@@ -1,12 +1,18 @@
 """Encoding: a source's images to latents on disk, split into training and held-out images.
 
-A stopped encoding goes on when it is started again: whole shards are kept, and the bytes of shards and manifest are
-those of an encoding that was never stopped. The folder's encoding.json states what it is made from, first of all files,
-so that another source or another setting is refused. The manifests come last: latents without one are unfinished.
-Bad input, such as a broken image, leaves nothing behind that the same call has begun.
+A stopped encoding goes on when it is started again: shards whose bytes are those of the hash beside them
+(shard-00000.sha256) are kept, others are made again, and the bytes of shards and manifest are those of an encoding that
+was never stopped. The folder's encoding.json states what it is made from, first of all files, so that another source or
+another setting is refused. The manifests come last: latents without one are unfinished.
+
+Bad input leaves nothing behind that the same call has begun, but for whole shards before a broken image: started again
+with `skip_broken` the encoding goes on. Which images are held out does not depend on the broken ones, and whole shards
+end before the first of them. skipped.json names them by their index in the source.
 """
 
+import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
-from jlt.data.images import BrokenImage
+from jlt.data.images import BrokenImage, quiet
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
 from jlt.data.shards import MANIFEST, Affine, Manifest, open_latents, read_manifest, shard_name
 from jlt.data.sources import Source, Subset, held_out_indices, open_source
@@ -47,7 +53,7 @@ def encode(
 
     Args:
         source: a spec such as "mnist" or "folder:photos".
-        out: the folder; one with an unfinished encoding is continued, a finished one is left as it is.
+        out: the folder; an unfinished encoding in it is continued, a finished one mended where shards are damaged.
         representation: patch-pca, fitted to the training images, or pixels.
         image_size: side of the square crop (folders: 256 by default).
         stride: side of a patch (patch-pca).
@@ -90,7 +96,9 @@ def encode(
     existed, begun = out.exists(), claim(out, settings)
     try:
         fill(out, opened, settings, batch_size)
-    except ValueError:  # bad input, which is met by another setting or another source: what there is has no use
+    except ValueError as error:  # bad input, which is met by another setting or another source: what is there is no use
+        if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
+            raise
         made = ("train", "held-out", "representation", "skipped.json", "encoding.json")
         for path in [out / name for name in made] if existed else [out]:
             if begun:
@@ -104,9 +112,9 @@ def fill(out: Path, opened: Source, settings: dict[str, Any], batch_size: int) -
     stride, channels, shard_size = settings["stride"], settings["channels"], settings["shard_size"]
     for folder in (out, out / "representation"):
         files.remove_temporaries(folder)
-    if settings["skip_broken"]:
-        opened = without_broken(opened, out)
-    parts = split_indices(opened, settings["num_held_out"])
+    parts = split_indices(opened, settings, out)
+    if not parts["train"]:
+        raise ValueError(f"{opened.spec} leaves 0 of {len(opened)} images to train on")
     training = parts["train"]
     encoder = make_representation(representation, Subset(opened, training), out, stride, channels, batch_size)
 
@@ -118,11 +126,11 @@ def fill(out: Path, opened: Source, settings: dict[str, Any], batch_size: int) -
         folder, images = out / split, Subset(opened, indices)
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder)
+        both = mirrored and split == "train"
+        shards = write_shards(encoder, images, folder, shard_size, batch_size, both)
         if (folder / MANIFEST).is_file():
             affine = read_manifest(folder).affine
             continue
-        both = mirrored and split == "train"
-        shards = write_shards(encoder, images, folder, shard_size, batch_size, both)
         mean, variance = raw_statistics(folder, shards)
         if affine is None:
             affine = fit_affine(mean, variance, normalise)
@@ -145,10 +153,12 @@ def fill(out: Path, opened: Source, settings: dict[str, Any], batch_size: int) -
         ).write(folder)  # fmt: skip
 
 
-def split_indices(source: Source, num_held_out: int) -> dict[str, list[int]]:
-    """Return which images of a source make up each split, in order."""
-    held_out = held_out_indices(source.labels(), num_held_out)
-    return {"train": np.setdiff1d(np.arange(len(source)), held_out).tolist(), "held-out": held_out.tolist()}
+def split_indices(source: Source, settings: dict[str, Any], folder: Path) -> dict[str, list[int]]:
+    """Return which images of a source make up each split, in order, without the broken ones if they are skipped."""
+    held_out = held_out_indices(source.labels(), int(settings["num_held_out"]))
+    broken = broken_images(source, folder / "skipped.json") if settings["skip_broken"] else []
+    training = np.setdiff1d(np.arange(len(source)), held_out)
+    return {"train": np.setdiff1d(training, broken).tolist(), "held-out": np.setdiff1d(held_out, broken).tolist()}
 
 
 def claim(out: Path, settings: dict[str, Any]) -> bool:
@@ -161,10 +171,14 @@ def claim(out: Path, settings: dict[str, Any]) -> bool:
     path = out / "encoding.json"
     if path.is_file():
         found = read_settings(out)
-        differing = [name for name in settings if found.get(name) != settings[name]]
+        # the fingerprint tells sources apart, wherever they lie; and skipping may begin at any time, but not end
+        free = ("source", "skip_broken") if settings["skip_broken"] else ("source",)
+        differing = [name for name in settings if name not in free and found.get(name) != settings[name]]
         if differing:
             listed = "; ".join(f"{name} is {found.get(name)} there and {settings[name]} here" for name in differing)
             raise ValueError(f"{out} holds latents made with other settings: {listed}")
+        if found != settings:
+            files.write_json(path, settings)
         return False
     if out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no encoding.json; latents go into a folder of their own")
@@ -180,9 +194,8 @@ def read_settings(out: Path) -> dict[str, Any]:
     return found
 
 
-def without_broken(source: Source, out: Path) -> Source:
-    """Return the source without the images that cannot be decoded, which skipped.json names."""
-    path = out / "skipped.json"
+def broken_images(source: Source, path: Path) -> list[int]:
+    """Return the indices of the images that cannot be decoded, which the file `path` names, or will name."""
     if not path.is_file():
         reasons = {}
         for index in tqdm(range(len(source)), desc="looking for broken images", unit="image", disable=None):
@@ -190,11 +203,10 @@ def without_broken(source: Source, out: Path) -> Source:
                 source[index]
             except BrokenImage as error:
                 reasons[str(index)] = str(error)
+        if len(reasons) == len(source):
+            raise ValueError(f"all {len(source)} images cannot be decoded")
         files.write_json(path, reasons)
-    skipped = {int(index) for index in files.read_json(path)}
-    if len(skipped) == len(source):
-        raise ValueError(f"all {len(source)} images cannot be decoded")
-    return Subset(source, [i for i in range(len(source)) if i not in skipped])
+    return sorted(int(index) for index in files.read_json(path))
 
 
 def make_representation(
@@ -218,21 +230,27 @@ def make_representation(
 def read_batches(
     source: Source, start: int, stop: int, batch_size: int
 ) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Tensor]]:
-    """Yield images and labels of source[start:stop] in batches."""
-    for first in range(start, stop, batch_size):
-        pairs = [source[i] for i in range(first, min(first + batch_size, stop))]
-        yield image_batch(image for image, _ in pairs), torch.tensor([label for _, label in pairs])
+    """Yield images and labels of source[start:stop] in batches, decoding in threads."""
+    try:
+        with ThreadPoolExecutor() as pool:
+            for first in range(start, stop, batch_size):
+                with quiet():
+                    pairs = list(pool.map(source.__getitem__, range(first, min(first + batch_size, stop))))
+                yield image_batch(image for image, _ in pairs), torch.tensor([label for _, label in pairs])
+    except BrokenImage as error:
+        raise BrokenImage(f"{error} (skip_broken leaves such images out)") from None
 
 
 def write_shards(
     representation: Representation, images: Source, folder: Path, shard_size: int, batch_size: int, mirrored: bool
 ) -> list[tuple[str, int, str]]:
-    """Write the shards that are not there yet; return (file, num_images, sha256) of all."""
+    """Write the shards that are missing or damaged; return (file, num_images, sha256) of all."""
     shards = []
     progress = tqdm(total=len(images), desc=f"encoding {folder.name}", unit="image", disable=None)
     for k, start in enumerate(range(0, len(images), shard_size)):
         stop, path = min(start + shard_size, len(images)), folder / shard_name(k)
-        if not path.is_file():
+        digest = path.with_suffix(".sha256")
+        if not (path.is_file() and digest.is_file() and files.sha256(path) == digest.read_text().strip()):
             parts: dict[str, list[Tensor]] = {"latents": [], "labels": []}
             if mirrored:
                 parts["mirrored"] = []
@@ -242,10 +260,12 @@ def write_shards(
                 if mirrored:
                     parts["mirrored"].append(to_half(representation.encode(batch.flip(3)), folder))
                 progress.update(len(batch))
-            files.write_bytes(path, save({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}))
+            data = save({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()})
+            files.write_bytes(path, data)
+            files.write_bytes(digest, f"{hashlib.sha256(data).hexdigest()}\n".encode())
         else:
             progress.update(stop - start)
-        shards.append((path.name, stop - start, files.sha256(path)))
+        shards.append((path.name, stop - start, digest.read_text().strip()))
     progress.close()
     return shards
 
@@ -307,9 +327,7 @@ def real_images(folder: Path, split: str) -> Source:
             f"{settings['source']} has fingerprint {source.fingerprint}, "
             f"the latents in {folder} were made from {settings['source_fingerprint']}"
         )
-    if settings["skip_broken"]:
-        source = without_broken(source, folder)
-    indices = split_indices(source, int(settings["num_held_out"]))[split]
+    indices = split_indices(source, settings, folder)[split]
     if (found := files.fingerprint(indices)) != manifest.source.get("images"):
         raise ValueError(
             f"{folder / split} holds the {manifest.num_images} images {manifest.source.get('images')}, "
