@@ -143,7 +143,10 @@ def test_images_that_are_all_broken_are_refused(photos, tmp_path, capsys):
         (["--stride", "3"], "images of 8 x 8 are not a multiple of the stride 3"),
         (["--stride", "0"], "stride must be at least 1, got 0"),
         (["--channels", "49"], "channels must be in [1, 48] for 4 x 4 patches, got 49"),
-        (["--channels", "3", "--representation", "pixels"], "pixels keep all their channels, got channels = 3"),
+        (
+            ["--channels", "3", "--representation", "pixels"],
+            "pixels have stride 1 and keep all channels, got stride None and channels 3",
+        ),
         (["--num-held-out", "12"], "12 of 12 images cannot be held out"),
         (["--num-held-out", "-1"], "-1 of 12 images cannot be held out"),
         (["--shard-size", "0"], "shard_size must be at least 1, got 0"),

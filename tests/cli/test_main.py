@@ -99,11 +99,38 @@ def test_a_comparison_trains_all_combinations_once(chain: Path, capsys: pytest.C
     assert main(command) == 0
     assert [path.stat().st_mtime_ns for path in weights] == before
     again = json.loads((out / "record.json").read_text())
+    assert {**again, "created": "", "parts": []} == {**record, "created": "", "parts": []}
     for first, second in zip(record["parts"], again["parts"], strict=True):
-        timed = {"sampling time"}
-        assert {k: v for k, v in first["values"].items() if k not in timed} == {
-            k: v for k, v in second["values"].items() if k not in timed
-        }
+        assert {**first, "created": ""} == {**second, "created": ""}  # times included: nothing was made twice
+
+
+def test_a_run_is_measured_only_against_latents_like_its_own(
+    chain: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, options, message in [
+        ("pixels", ["--representation", "pixels"], "the latents' representation is"),
+        ("wide", ["--stride", "8", "--image-size", "40", "--upscale"], "the latents' representation is"),
+    ]:
+        other = str(tmp_path / name)
+        assert main(["encode", str(photos), other, "--image-size", "32", "--num-held-out", "8", *options]) == 0
+        capsys.readouterr()
+        assert main(["evaluate", str(chain / "run"), other, "--extractor", "pixels", "--num-images", "4"]) == 2
+        assert message in capsys.readouterr().err
+        assert main(["train", "small", other, str(chain / "run"), *TINY]) == 2
+        assert "was started with other settings" in capsys.readouterr().err
+
+
+def test_an_unconditional_model_goes_through_the_chain_and_refuses_guidance(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents, run = str(tmp_path / "latents"), str(tmp_path / "run")
+    assert main(["encode", str(photos / "ant"), latents, "--image-size", "32", "--stride", "8"]) == 0
+    assert main(["train", "small", latents, run, *TINY]) == 0
+    assert main(["sample", run, str(tmp_path / "out"), "--num", "2", "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert main(["sample", run, str(tmp_path / "guided"), "--num", "2", "--scale", "2"]) == 2
+    assert "guidance scale 2.0 needs a class-conditional model" in capsys.readouterr().err
+    assert not (tmp_path / "guided").exists()
 
 
 def test_help_needs_no_pytorch() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,11 @@ def test_an_unknown_or_missing_part_is_named(tmp_path: Path, golden: Path) -> No
         authors.read(tmp_path / "cut.pth")
     with pytest.raises(ValueError, match="is not a file"):
         authors.read(tmp_path)
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**8))
+    with pytest.raises(ValueError, match="would unpack to 100000000"):
+        authors.read(bomb)

@@ -108,6 +108,14 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(latents: Path
         assert torch.equal(ema.averages[0.9][name], before[name])
 
 
+def test_training_stops_when_gradients_stay_not_finite(latents: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, learning_rate=1e38, warmup_steps=0, steps=40)
+    with pytest.raises(FloatingPointError, match=r"not finite in 10 steps in a row, \d+ to \d+ of seed 0"):
+        train(config, latents, tmp_path / "run")
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert len(losses) >= 10  # the steps before it gave up are on record
+
+
 def test_the_held_out_loss_of_a_network_that_says_zero_is_the_targets_second_moment(latents: Path) -> None:
     data = open_latents(latents, split="held-out")
     model = Transformer(CONFIG.model(data.shape, data.num_classes))

@@ -16,7 +16,7 @@ def run(
     *,
     representation: str = "patch-pca",
     image_size: int | None = None,
-    stride: int = 4,
+    stride: int | None = None,
     channels: int | None = None,
     num_held_out: int = 0,
     normalise: str = "global",
@@ -34,7 +34,7 @@ def run(
         out: folder for the latents; it must be new, empty, or of this very encoding.
         representation: patch-pca, fitted to the training images, or pixels.
         image_size: side of the square crop (256 by default; digits are padded to 32).
-        stride: side of a patch (patch-pca).
+        stride: side of a patch, 4 by default (patch-pca).
         channels: components kept (patch-pca), all by default.
         num_held_out: images set apart, evenly over the classes.
         normalise: global (one scale, the mean channel variance becomes 1) or channel (one each, every variance does).

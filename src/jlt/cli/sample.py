@@ -11,7 +11,7 @@ from PIL import Image
 from jlt import files
 from jlt.experiments.compare import balanced_labels
 from jlt.experiments.plots import grid
-from jlt.sampling import generate, load
+from jlt.sampling import default_scale, generate, load
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
     seed: int = 0,
     solver: str = "heun",
     steps: int = 50,
-    scale: float = 2.9,
+    scale: float | None = None,
     interval: tuple[float, float] = (0.1, 1.0),
     weights: str = "ema",
     batch_size: int = 100,
@@ -40,7 +40,7 @@ def run(
         seed: with an image's index it determines the image's noise.
         solver: euler or heun.
         steps: steps of the time grid; heun evaluates the model 2 steps - 1 times.
-        scale: guidance scale; 1 is none, and all that an unconditional model takes.
+        scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
         interval: guidance applies where low < t < high.
         weights: ema (the first average), model, or the decay of an average.
         batch_size: images at once.
@@ -53,7 +53,8 @@ def run(
     classes = generator.model.config.num_classes
     labels = balanced_labels(num, classes) if label is None else torch.full((num,), generator.label(label))
     samples = generate(
-        generator, labels, out, seed=seed, solver=solver, steps=steps, scale=scale if classes else 1.0,
+        generator, labels, out, seed=seed, solver=solver, steps=steps, 
+        scale=default_scale(classes) if scale is None else scale,
         interval=interval, batch_size=batch_size,
     )  # fmt: skip
     for i, image in enumerate(samples.images):

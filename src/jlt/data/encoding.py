@@ -39,7 +39,7 @@ def encode(
     *,
     representation: str = "patch-pca",
     image_size: int | None = None,
-    stride: int = 4,
+    stride: int | None = None,
     channels: int | None = None,
     num_held_out: int = 0,
     normalise: str = "global",
@@ -56,7 +56,7 @@ def encode(
         out: the folder; an unfinished encoding in it is continued, a finished one mended where shards are damaged.
         representation: patch-pca, fitted to the training images, or pixels.
         image_size: side of the square crop (folders: 256 by default).
-        stride: side of a patch (patch-pca).
+        stride: side of a patch, 4 by default (patch-pca).
         channels: components kept (patch-pca), all by default.
         num_held_out: images set apart, evenly over the classes.
         normalise: one scale for all channels, which makes the mean channel variance 1 ("global"), or one each, which
@@ -72,8 +72,8 @@ def encode(
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if representation == "pixels" and channels is not None:
-        raise ValueError(f"pixels keep all their channels, got channels = {channels}")
+    if representation == "pixels" and (stride, channels) != (None, None):
+        raise ValueError(f"pixels have stride 1 and keep all channels, got stride {stride} and channels {channels}")
     opened = open_source(source, image_size, upscale) if isinstance(source, str) else source
     root = Path(opened.spec.removeprefix("folder:"))
     if opened.spec.startswith("folder:") and opened.class_names and out.resolve().is_relative_to(root.resolve()):
@@ -84,7 +84,7 @@ def encode(
         "source_fingerprint": opened.fingerprint,
         "image_shape": list(opened.image_shape),
         "representation": representation,
-        "stride": stride if representation == "patch-pca" else 1,
+        "stride": (4 if stride is None else stride) if representation == "patch-pca" else 1,
         "channels": channels,
         "num_held_out": num_held_out,
         "normalise": normalise,
@@ -95,7 +95,8 @@ def encode(
     }
     existed, begun = out.exists(), claim(out, settings)
     try:
-        fill(out, opened, settings, batch_size)
+        with files.locked(out / "encoding.json"):
+            fill(out, opened, settings, batch_size)
     except ValueError as error:  # bad input, which is met by another setting or another source: what is there is no use
         if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
             raise

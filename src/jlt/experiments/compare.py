@@ -28,7 +28,7 @@ from jlt.evaluation.protocol import Reference, measure, real_against_real, refer
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.plots import grid
-from jlt.sampling import Samples, generate, load
+from jlt.sampling import Samples, default_scale, generate, load
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.held_out import BINS
 
@@ -41,7 +41,7 @@ class Sampling:
         num_images: images a run, their labels in turn over the classes.
         solver: euler or heun.
         steps: steps of the time grid.
-        scale: guidance scale; 1 is none.
+        scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
         interval: guidance applies where low < t < high.
         seed: of the noise, together with the image's index.
         weights: "ema", "model", or the decay of an average.
@@ -51,7 +51,7 @@ class Sampling:
     num_images: int = 500
     solver: str = "heun"
     steps: int = 50
-    scale: float = 2.9
+    scale: float | None = None
     interval: tuple[float, float] = (0.1, 1.0)
     seed: int = 0
     weights: str = "ema"
@@ -60,6 +60,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.num_images < 2:
             raise ValueError(f"num_images must be at least 2, got {self.num_images}")
+
+    def guidance(self, num_classes: int) -> float:
+        """Return the scale to use; one asked for on an unconditional model is refused where it is used."""
+        return default_scale(num_classes) if self.scale is None else self.scale
 
 
 @dataclass(frozen=True)
@@ -122,14 +126,17 @@ def compare(
         training, held_out, sampling.num_images, files.choose("extractor", extractor, EXTRACTORS)()
     )
 
-    parts, curves, by_time = [], {}, {}
+    parts: list[Record] = []
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    by_time: dict[str, dict[str, list[float]]] = {}
     for config in configs:
         run = out / "runs" / "-".join(str(getattr(config, name)) for name in factors)
         part = run_one(config, latents, run, data, sampling, judge, factors, out)
         parts.append(part)
         lines = read_metrics(run)
-        curves[part.name] = smoothed([line["loss"] for line in lines if "loss" in line])
-        by_time[part.name] = [line["held_out"] for line in lines if "held_out" in line][-1]
+        curves[part.name] = smoothed([line["loss"] for line in lines if line.get("loss") is not None])
+        if held_out_lines := [line["held_out"] for line in lines if "held_out" in line]:
+            by_time[part.name] = held_out_lines[-1]
 
     shared = {name: value for name, value in dataclasses.asdict(base).items() if name not in factors}
     shared |= {f"sampling {name}": value for name, value in dataclasses.asdict(sampling).items()}
@@ -170,13 +177,14 @@ def measure_run(
 ) -> Record:
     """Sample a trained run, draw a grid of its images, and measure them."""
     generator = load(run, sampling.weights)
+    check_fit(generator.header, data)
     # the model's name tells target, size and patch size; other settings that runs differ in are appended
     told = {"target", "size", "patch_size"}
     name = ", ".join([str(generator.header["name"]), *(f"{k} {v}" for k, v in settings.items() if k not in told)])
     samples = generate(
         generator, balanced_labels(sampling.num_images, data.num_classes), storage,
         seed=sampling.seed, solver=sampling.solver, steps=sampling.steps,
-        scale=sampling.scale if data.num_classes else 1.0, interval=sampling.interval, batch_size=sampling.batch_size,
+        scale=sampling.guidance(data.num_classes), interval=sampling.interval, batch_size=sampling.batch_size,
         title=f"sampling {name}",
     )  # fmt: skip
     save_grid(picture, samples.images, samples.labels, data)
@@ -196,6 +204,19 @@ def measure_run(
         fingerprints={"weights": generator.fingerprint},
         pictures={f"Samples of {name}; image i starts from the same noise in every run": picture.name},
     )
+
+
+def check_fit(header: Mapping[str, Any], data: Latents) -> None:
+    """Raise a ValueError if a run was trained on latents of another representation, shape or class count."""
+    model, manifest = header["model"], data.manifest
+    pairs = {
+        "representation": (header["latents"]["representation_fingerprint"], manifest.representation_fingerprint),
+        "shape": ([model["latent_channels"], *[model["latent_size"]] * 2], list(data.shape)),
+        "number of classes": (model["num_classes"], data.num_classes),
+    }
+    for name, (trained, found) in pairs.items():
+        if trained != found:
+            raise ValueError(f"{data.folder}: the latents' {name} is {found}, the run was trained on {trained}")
 
 
 def evaluate(run: Path, latents: Path, out: Path, sampling: Sampling, extractor: str) -> tuple[Record, Path]:
@@ -279,7 +300,7 @@ def loss_figures(
             "Training loss, in the loss space that the runs share.", "step", "loss", curves, y_scale="log"
         )
     }
-    for space, meaning in (("x", "the clean latent"), ("v", "the velocity")):
+    for space, meaning in (("x", "the clean latent"), ("v", "the velocity")) if by_time else ():
         figures[f"held-out loss in {space}-space"] = Figure(
             f"Mean squared error of {meaning} on held-out images, by time, read from either model's output "
             "at the end of training: 0 is noise, 1 is data.",

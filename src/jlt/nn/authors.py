@@ -23,6 +23,7 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def read(path: Path) -> AuthorsCheckpoint:
     """Read a released checkpoint; a file that needs any class but argparse.Namespace is refused unread."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; an authors' checkpoint is one .pth file")
+    refuse_bomb(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols other than theirs, which are refused or read as well
@@ -93,6 +95,17 @@ def read(path: Path) -> AuthorsCheckpoint:
     return AuthorsCheckpoint(
         model, ema1, ema2, data["model"]["net.x_embedder.proj.weight"].shape[-1], int(data["epoch"])
     )
+
+
+def refuse_bomb(path: Path) -> None:
+    """Raise a ValueError for an archive that would unpack to more than it weighs; PyTorch compresses none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked, weight = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        if unpacked > weight:
+            raise ValueError(
+                f"{path} has {weight} bytes and would unpack to {unpacked}; a checkpoint is not compressed"
+            )
 
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,19 @@
 """Sampling: time grids, ODE solvers, guidance, the field they solve, and images from seeds."""
 
-from jlt.sampling.field import Field, classifier_free
+from jlt.sampling.field import Field, classifier_free, default_scale
 from jlt.sampling.generator import Generator, Samples, load
 from jlt.sampling.solvers import SOLVERS, euler, heun
 from jlt.sampling.storage import generate
 
-__all__ = ["SOLVERS", "Field", "Generator", "Samples", "classifier_free", "euler", "generate", "heun", "load"]
+__all__ = [
+    "SOLVERS",
+    "Field",
+    "Generator",
+    "Samples",
+    "classifier_free",
+    "default_scale",
+    "euler",
+    "generate",
+    "heun",
+    "load",
+]

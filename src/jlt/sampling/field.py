@@ -62,6 +62,11 @@ class Guided:
         return torch.lerp(unconditional, conditional, self.scale)
 
 
+def default_scale(num_classes: int) -> float:
+    """Return the paper's guidance scale, or none for an unconditional model."""
+    return 2.9 if num_classes else 1.0
+
+
 def classifier_free(
     passes: Passes, num_classes: int, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
 ) -> Predictor:

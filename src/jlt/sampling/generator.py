@@ -64,6 +64,27 @@ class Generator:
             return int(name)
         return files.choose("class", name, {known: label for label, known in enumerate(names)})
 
+    def check(
+        self,
+        labels: Int[Tensor, " n"],
+        solver: str,
+        steps: int,
+        scale: float,
+        interval: tuple[float, float],
+        batch_size: int,
+    ) -> None:
+        """Raise a ValueError for arguments with which `sample` can make no image; nothing is computed."""
+        classes = self.model.config.num_classes
+        files.choose("solver", solver, SOLVERS)
+        uniform_grid(steps)
+        classifier_free(Passes(self.model), classes, scale, interval)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if len(labels) < 1:
+            raise ValueError("there are 0 labels, each image needs one")
+        if classes and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
+            raise ValueError(f"labels must be in [0, {classes}], got {int(labels.min())} to {int(labels.max())}")
+
     def sample(
         self,
         labels: Sequence[int] | Int[Tensor, " n"],
@@ -94,15 +115,10 @@ class Generator:
             callback: called by the solver in each batch with (i, t, z, x).
             progress: show a progress bar on a terminal.
         """
-        solve, grid = files.choose("solver", solver, SOLVERS), uniform_grid(steps)
-        config, device = self.model.config, next(self.model.parameters()).device
         label = torch.as_tensor(labels, dtype=torch.int64)
-        if len(label) and config.num_classes and not 0 <= int(label.min()) <= int(label.max()) <= config.num_classes:
-            raise ValueError(
-                f"labels must be in [0, {config.num_classes}], got {int(label.min())} to {int(label.max())}"
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.check(label, solver, steps, scale, interval, batch_size)
+        solve, grid = SOLVERS[solver], uniform_grid(steps)
+        config, device = self.model.config, next(self.model.parameters()).device
         floor = float(self.header["floor"]) if floor is None else floor
         start, evaluations, passes = time.perf_counter(), 0, 0
         latents, images = [], []

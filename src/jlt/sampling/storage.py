@@ -46,10 +46,7 @@ def generate(
         seed, solver, steps, scale, interval, batch_size: as in `Generator.sample`.
         title: what the progress bar says.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if len(labels) < 1:
-        raise ValueError("there are 0 labels, an image needs one")
+    generator.check(labels, solver, steps, scale, interval, batch_size)
     asked: dict[str, Any] = {
         "model": generator.header["name"],
         "step": generator.header["step"],
@@ -65,32 +62,30 @@ def generate(
         "num_images": len(labels),
         "labels": labels.tolist(),
     }
+    claim(out, asked)
     parts: list[tuple[Tensor, Tensor]] = []
     counts: Mapping[str, str] = {}
     seconds = 0.0
     progress = tqdm(total=len(labels), desc=title, unit="image", disable=None)
-    for k, first in enumerate(range(0, len(labels), batch_size)):
-        path = out / f"images-{k:05d}.safetensors"
-        if k == 0:
-            check_claim(out, asked)
-        if not path.is_file():
-            batch = generator.sample(
-                labels[first : first + batch_size], seed=seed, solver=solver, steps=steps, scale=scale,
-                interval=interval, batch_size=batch_size, first_index=first, progress=False,
-            )  # fmt: skip
-            if k == 0:  # not before an image was made: bad input leaves nothing behind
-                claim(out, asked)
-            stated = {
-                "seconds": f"{batch.seconds:.4f}",
-                "evaluations": str(batch.evaluations),
-                "network_passes": str(batch.network_passes),
-            }
-            files.write_bytes(path, save({"images": batch.images, "latents": batch.latents}, stated))
-        with safe_open(path, framework="pt") as file:
-            parts.append((file.get_tensor("images"), file.get_tensor("latents")))
-            counts = file.metadata()
-        seconds += float(counts["seconds"])
-        progress.update(len(parts[-1][0]))
+    with files.locked(out / HEADER):
+        for k, first in enumerate(range(0, len(labels), batch_size)):
+            path = out / f"images-{k:05d}.safetensors"
+            if not path.is_file():
+                batch = generator.sample(
+                    labels[first : first + batch_size], seed=seed, solver=solver, steps=steps, scale=scale,
+                    interval=interval, batch_size=batch_size, first_index=first, progress=False,
+                )  # fmt: skip
+                stated = {
+                    "seconds": f"{batch.seconds:.4f}",
+                    "evaluations": str(batch.evaluations),
+                    "network_passes": str(batch.network_passes),
+                }
+                files.write_bytes(path, save({"images": batch.images, "latents": batch.latents}, stated))
+            with safe_open(path, framework="pt") as file:
+                parts.append((file.get_tensor("images"), file.get_tensor("latents")))
+                counts = file.metadata()
+            seconds += float(counts["seconds"])
+            progress.update(len(parts[-1][0]))
     progress.close()
     evaluations, network_passes = int(counts["evaluations"]), int(counts["network_passes"])
     spent = {"evaluations": evaluations, "network_passes": network_passes, "seconds": seconds}
@@ -108,8 +103,8 @@ def generate(
     )
 
 
-def check_claim(out: Path, asked: dict[str, Any]) -> None:
-    """Raise a ValueError if the folder holds anything but an unfinished generation of the same images."""
+def claim(out: Path, asked: dict[str, Any]) -> None:
+    """Say in the folder what it is for; one that holds anything but the same images, begun, is a ValueError."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; a folder for images is wanted")
     path = out / HEADER
@@ -118,13 +113,7 @@ def check_claim(out: Path, asked: dict[str, Any]) -> None:
         differing = [name for name in asked if not isinstance(found, dict) or found.get(name) != asked[name]]
         if differing:
             raise ValueError(f"{out} holds images made with other settings: {', '.join(differing)} differ")
-    elif out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
+        return
+    if out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
         raise ValueError(f"{out} is not an empty folder; images go into a folder of their own")
-
-
-def claim(out: Path, asked: dict[str, Any]) -> None:
-    """Say in the folder what it is for, unless it says so already."""
-    if out.is_dir():
-        files.remove_temporaries(out)
-    if not (out / HEADER).is_file():
-        files.write_json(out / HEADER, asked)
+    files.write_json(path, asked)

@@ -1,8 +1,8 @@
 """The training loop: `train(config, latents, run)` trains a run folder to its last step, or goes on where it stopped.
 
     RUN/config.json               the settings as first given, and the model's name
-    RUN/metrics.jsonl             a line a step: step, loss, gradient_norm, learning_rate; and a line a held-out
-                                  measurement: step, held_out {space: mean loss in ten bins of t}
+    RUN/metrics.jsonl             a line a step: step, loss, gradient_norm (null where not finite), learning_rate; and
+                                  a line a held-out measurement: step, held_out {space: mean loss in ten bins of t}
     RUN/checkpoints/step-*/       see jlt.nn.checkpoint
     RUN/lock                      held while a process trains here
 
@@ -14,6 +14,7 @@ the last checkpoint is the state, and metrics written after it are dropped.
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +112,7 @@ def train(
                 non_finite.append(state.step - 1)
                 tqdm.write(f"step {state.step}: gradient norm {norm.item()}, step skipped")
                 if len(non_finite) == MAX_NON_FINITE:
+                    metrics.flush()
                     raise FloatingPointError(
                         f"the gradient was not finite in {MAX_NON_FINITE} steps in a row, "
                         f"{non_finite[0]} to {non_finite[-1]} of seed {config.seed}"
@@ -213,13 +215,18 @@ class Metrics:
             self.flush()
 
     def flush(self) -> None:
-        lines = [
-            {key: value.item() if isinstance(value, Tensor) else value for key, value in line.items()}
-            for line in self.waiting
-        ]
+        lines = [{key: plain(value) for key, value in line.items()} for line in self.waiting]
         with self.path.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         self.waiting.clear()
+
+
+def plain(value: Any) -> Any:
+    """Return a tensor's number, or None if it is not finite, which JSON has no word for; other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    number = value.item()
+    return number if math.isfinite(number) else None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

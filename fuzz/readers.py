@@ -1,0 +1,83 @@
+"""Coverage-guided fuzzing of the readers of foreign files: whatever the bytes, a ValueError or an OSError, or a result.
+
+    pip install atheris
+    python fuzz/readers.py idx -max_total_time=600
+    python fuzz/readers.py manifest -max_total_time=600
+
+Options after the reader's name are libFuzzer's. A crash writes its input to a file of the working folder; give that
+file as an argument to see it again. What runs have found stands in docs/failures.md.
+"""
+
+import contextlib
+import gzip
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["jlt"]):
+    from jlt.data import sources
+    from jlt.data.shards import MANIFEST, read_manifest
+
+FOLDER = Path(tempfile.mkdtemp())
+
+
+def read_idx(data: bytes) -> None:
+    """Read as IDX images or labels, plain or compressed, by the first byte."""
+    kind, body = (data[0] if data else 0), data[1:]
+    path = FOLDER / ("file.gz" if kind & 1 else "file")
+    path.write_bytes(gzip.compress(body, compresslevel=1) if kind & 2 else body)
+    array = sources.read_idx(path, dimensions=1 if kind & 4 else 3)
+    assert array.size <= len(body)
+
+
+def read_split(data: bytes) -> None:
+    """Read as a split's manifest."""
+    (FOLDER / MANIFEST).write_bytes(data)
+    manifest = read_manifest(FOLDER)
+    assert sum(count for _, count, _ in manifest.shards) == manifest.num_images
+
+
+READERS: dict[str, Callable[[bytes], None]] = {"idx": read_idx, "manifest": read_split}
+SEEDS: dict[str, list[bytes]] = {
+    "idx": [
+        b"\0" + bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 1, 2, 3, 4]),
+        b"\7" + bytes([0, 0, 8, 1, 0, 0, 0, 0]),
+    ],
+    "manifest": [
+        json.dumps(
+            {
+                "format_version": 1, "split": "train", "num_images": 3, "shard_size": 2, "shape": [1, 2, 2],
+                "class_names": ["a", "b"], "source": {"images": "0"}, "representation": "pixels",
+                "representation_fingerprint": "0", "affine": {"shift": [0.0], "scale": [1.0]}, "mean": [0.0],
+                "variance": [1.0], "mirrored": False, "dtype": "float16",
+                "shards": [["shard-00000.safetensors", 2, "0"], ["shard-00001.safetensors", 1, "0"]],
+            }
+        ).encode()
+    ],
+}  # fmt: skip
+
+
+def main() -> None:
+    """Fuzz the reader that the first argument names."""
+    if len(sys.argv) < 2 or sys.argv[1] not in READERS:
+        sys.exit(f"usage: python fuzz/readers.py {{{','.join(READERS)}}} [libFuzzer options]")
+    name = sys.argv.pop(1)
+
+    def once(data: bytes) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            READERS[name](data)
+
+    corpus = Path(tempfile.mkdtemp())
+    for i, seed in enumerate(SEEDS[name]):
+        READERS[name](seed)  # a seed is a whole file
+        (corpus / str(i)).write_bytes(seed)
+    atheris.Setup([sys.argv[0], *sys.argv[1:], str(corpus)], once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
