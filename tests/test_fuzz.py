@@ -49,7 +49,7 @@ def test_a_size_of_any_text(size: str) -> None:
         TrainConfig(size=size).model((2, 4, 4), 3)
 
 
-@given(texts, numbers, numbers, numbers)
+@given(texts, st.floats(), st.floats(), st.floats())
 def test_a_time_density_of_any_numbers(name: str, mean: float, std: float, shift: float) -> None:
     with contextlib.suppress(ValueError):
         TimeDensity(name, mean, std, shift)

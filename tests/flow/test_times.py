@@ -40,8 +40,8 @@ def test_quantiles_rise_and_stay_inside(density: TimeDensity) -> None:
     ("arguments", "message"),
     [
         ({"name": "lognormal"}, "unknown time density 'lognormal', did you mean 'logit-normal'"),
-        ({"std": 0.0}, "std must be above 0, got 0.0"),
-        ({"shift": -1.0}, "shift must be above 0, got -1.0"),
+        ({"std": 0.0}, "std must be above 0 and finite, got 0.0"),
+        ({"shift": -1.0}, "shift must be above 0 and finite, got -1.0"),
     ],
 )
 def test_an_impossible_density_is_refused(arguments: dict[str, object], message: str) -> None:

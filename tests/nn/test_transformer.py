@@ -144,8 +144,8 @@ def test_an_unconditional_network_takes_no_label() -> None:
     [
         ({"patch_size": 3}, "latent_size 4 is not a multiple of patch_size 3"),
         ({"num_heads": 3}, "hidden_size 32 is not a multiple of 4 x num_heads 3"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"num_classes": -1}, "num_classes must be at least 0, got -1"),
+        ({"depth": 0}, r"depth must be a whole number in \[1, 1024\], got 0"),
+        ({"num_classes": -1}, r"num_classes must be a whole number in \[0, 16777216\], got -1"),
         ({"version": 2}, "version 2, this jlt knows version 1"),
     ],
 )

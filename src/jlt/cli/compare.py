@@ -10,7 +10,8 @@ import tyro
 
 from jlt import files
 from jlt.evaluation import records
-from jlt.experiments.compare import Sampling, compare
+from jlt.experiments.compare import compare
+from jlt.experiments.evaluate import Sampling
 from jlt.experiments.presets import PAPER
 from jlt.experiments.presets import PRESETS as PRESETS
 from jlt.experiments.report import text_table

@@ -1,13 +1,12 @@
 """`jlt evaluate RUN LATENTS`."""
 
-import dataclasses
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jlt.experiments.compare import Sampling, evaluate
+from jlt.evaluation import records
+from jlt.experiments.evaluate import Sampling, evaluate
 from jlt.experiments.report import text_table
 
 
@@ -32,5 +31,5 @@ def run(
         out: folder for the record and the picture; by default `evaluation` in the run folder.
         json: print the record as JSON.
     """
-    record, path = evaluate(source, latents, out or source / "evaluation", sampling, extractor)
-    print(json_module.dumps(dataclasses.asdict(record)) if json else f"{text_table(record)}\n\n{path}")
+    path = evaluate(source, latents, out or source / "evaluation", sampling, extractor)
+    print(path.read_text() if json else f"{text_table(records.read(path))}\n\n{path}")

@@ -9,7 +9,7 @@ import tyro
 from PIL import Image
 
 from jlt import files
-from jlt.experiments.compare import balanced_labels
+from jlt.experiments.evaluate import balanced_labels
 from jlt.experiments.plots import grid
 from jlt.sampling import default_scale, generate, load
 

@@ -4,6 +4,7 @@
 shifted towards the noise by `t -> t / (t + shift (1 - t))` (shift > 1; SD3, arXiv 2403.03206, eq. 23 for t = 0 data).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,10 +26,11 @@ class TimeDensity:
 
     def __post_init__(self) -> None:
         files.choose("time density", self.name, DENSITIES)
-        if not self.std > 0:
-            raise ValueError(f"the time density's std must be above 0, got {self.std}")
-        if not self.shift > 0:
-            raise ValueError(f"the time density's shift must be above 0, got {self.shift}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"the time density's mean must be finite, got {self.mean}")
+        for name, value in (("std", self.std), ("shift", self.shift)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"the time density's {name} must be above 0 and finite, got {value}")
 
     def quantile(self, u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Map uniform numbers in (0, 1) to times in (0, 1)."""

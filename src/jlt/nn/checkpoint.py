@@ -79,20 +79,28 @@ class Checkpoint:
 
     def load_model(self, weights: str = "ema") -> Transformer:
         """Build the network with the weights asked for; the first tensor that does not fit is named."""
+        state = self.tensors(self.resolve(weights))
+        with torch.device("meta"):  # nothing is allocated for a network that the tensors do not fit
+            check_weights(Transformer(self.config), state, self.folder)
         model = Transformer(self.config)
-        load_weights(model, self.tensors(self.resolve(weights)), self.folder)
+        load_weights(model, state, self.folder)
         return model
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
-    """Copy `state` into the model; the first missing, surplus or differently shaped tensor is a ValueError."""
+def check_weights(model: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
+    """Raise a ValueError for the first tensor that is missing, surplus, or of another shape than the model's."""
     own = dict(model.named_parameters())
     for name in [*own, *state]:
         ours, theirs = (list(side[name].shape) if name in side else "absent" for side in (own, state))
         if ours != theirs:
             raise ValueError(f"tensor {name!r} is {theirs} in {origin}, the model expects {ours}")
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
+    """Copy `state` into the model after `check_weights`."""
+    check_weights(model, state, origin)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in model.named_parameters():
             parameter.copy_(state[name])
 
 
@@ -145,7 +153,14 @@ def read(folder: Path) -> Checkpoint:
     missing = {"step", "model", "files"} - header.keys()
     if missing:
         raise ValueError(f"{folder / HEADER} lacks {', '.join(sorted(missing))}")
-    return Checkpoint(folder, header)
+    opened = Checkpoint(folder, header)
+    try:
+        if not all(isinstance(text, str) for pair in header["files"].items() for text in pair):
+            raise TypeError("files must map names to hashes")
+        opened.step, opened.config, opened.decays  # noqa: B018
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{folder / HEADER} has a malformed entry: {error}") from None
+    return opened
 
 
 def list_steps(run: Path) -> dict[int, Path]:

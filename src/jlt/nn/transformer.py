@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPS = 1e-6  # of every RMSNorm
+BOUNDS = {  # far above any model, and low enough that a file cannot ask for the impossible
+    "latent_size": 2**12,
+    "latent_channels": 2**16,
+    "patch_size": 2**12,
+    "hidden_size": 2**16,
+    "depth": 2**10,
+    "num_heads": 2**10,
+    "num_classes": 2**24,
+}
 SIZES = {  # depth, hidden size, heads; the paper's B, L, H (from JiT), and two for one GPU or a CPU
     "Ti": (12, 192, 3),
     "S": (12, 384, 6),
@@ -53,11 +62,12 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if self.version != 1:
             raise ValueError(f"the model's configuration is of version {self.version}, this jlt knows version 1")
-        for name in ("latent_size", "latent_channels", "patch_size", "hidden_size", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
+        for name, most in BOUNDS.items():
+            least, value = int(name != "num_classes"), getattr(self, name)
+            if not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {value!r}")
+        if not isinstance(self.mlp_ratio, int | float) or not 0 < self.mlp_ratio <= 64:
+            raise ValueError(f"mlp_ratio must be in (0, 64], got {self.mlp_ratio!r}")
         if self.latent_size % self.patch_size:
             raise ValueError(f"latent_size {self.latent_size} is not a multiple of patch_size {self.patch_size}")
         if self.hidden_size % (4 * self.num_heads):
