@@ -22,7 +22,8 @@ with atheris.instrument_imports(include=["jlt"]):
     from jlt.data import sources
     from jlt.data.shards import MANIFEST, read_manifest
 
-FOLDER = Path(tempfile.mkdtemp())
+FOLDER = Path(tempfile.mkdtemp()) / "train"  # a manifest names its folder
+FOLDER.mkdir()
 
 
 def read_idx(data: bytes) -> None:
