@@ -1,5 +1,6 @@
 """The command line: the README's chain on a folder of pictures, quick help, and one line for every mistake."""
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -7,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jlt import files
 from jlt.cli import COMMANDS, main
 from jlt.experiments.evaluate import Sampling
 from jlt.experiments.presets import PRESETS
@@ -103,6 +106,49 @@ def test_a_comparison_trains_all_combinations_once(chain: Path, capsys: pytest.C
     assert timeless(again) == timeless(record)  # the times of training and sampling included: nothing was made twice
 
 
+class Killed(BaseException):
+    """Nobody catches it, as nobody catches SIGKILL."""
+
+
+def test_an_evaluation_killed_at_every_write_ends_in_the_same_record(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, dies_at, replaced = 0, 0, files.replaced
+
+    @contextlib.contextmanager
+    def dying(path: Path) -> Iterator[Path]:
+        nonlocal writes
+        writes += 1
+        if writes == dies_at:
+            raise Killed
+        with replaced(path) as temporary:
+            yield temporary
+
+    monkeypatch.setattr(files, "replaced", dying)
+
+    def evaluate(out: Path) -> dict[str, Any]:
+        nonlocal writes
+        writes = 0
+        arguments = ["--extractor", "pixels", "--num-images", "9", "--steps", "2", "--batch-size", "3"]
+        assert main(["evaluate", str(chain / "run"), str(chain / "latents"), "--out", str(out), *arguments]) == 0
+        record = timeless(json.loads((out / "record.json").read_text()))
+        for part in record["parts"]:
+            part["values"].pop("sampling time", None)  # another generation takes another time
+        return record
+
+    whole = evaluate(tmp_path / "whole")
+    total = writes
+    assert total >= 8  # what is generated, three batches of images, what it took, two pictures, the record
+    for number in range(1, total + 1):
+        out, dies_at = tmp_path / str(number), number
+        with pytest.raises(Killed):
+            evaluate(out)
+        dies_at = 0
+        made = {path: path.stat().st_mtime_ns for path in (out / "samples").glob("images-*")}
+        assert evaluate(out) == whole
+        assert {path: path.stat().st_mtime_ns for path in made} == made  # nothing is generated twice
+
+
 def timeless(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record without the moments at which it and its parts were written."""
     return {**record, "created": "", "parts": [timeless(part) for part in record["parts"]]}
@@ -190,6 +236,13 @@ def test_a_command_that_starts_from_a_preset_lists_them(capsys: pytest.CaptureFi
         (["evaluate", "CHAIN/run", "CHAIN/latents", "--num-images", "0"], "num_images must be at least 2, got 0"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "tarrget=x,v"], "did you mean 'target'"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "target"], "takes name=value,value, got 'target'"),
+        (["train", "small", "LATENTS", "FILE/run", *TINY], "FILE"),
+        (["sample", "CHAIN/run", "FILE/out", "--steps", "1"], "FILE"),
+        (["sample", "CHAIN/run", "FILE"], "is a file; a folder for images is wanted"),
+        (["sample", "FILE", "OUT"], "is a file; a run folder or a checkpoint folder is wanted"),
+        (["encode", "CHAIN/samples", "FILE/latents", "--image-size", "32"], "FILE"),
+        (["encode", "mnist", "FILE"], "is a file; a folder for latents is wanted"),
+        (["train", "small", "FILE", "RUN"], "is a file; a folder of latents is wanted"),
         (["report", "absent"], "absent"),
         (["encode", "absent", "OUT"], "absent"),
         (["geometry", "absent"], "absent"),
@@ -200,10 +253,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     places = {"LATENTS": str(chain / "latents"), "RUN": str(tmp_path / "run"), "OUT": str(tmp_path / "out")}
-    arguments = [places.get(a, a.replace("CHAIN", str(chain))) for a in arguments]
+    (tmp_path / "file").write_text("not a folder")
+    arguments = [
+        places.get(a, a.replace("CHAIN", str(chain)).replace("FILE", str(tmp_path / "file"))) for a in arguments
+    ]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.replace("FILE", str(tmp_path / "file")) in error
     assert error.startswith("jlt: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
