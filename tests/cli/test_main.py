@@ -237,6 +237,7 @@ def test_a_command_that_starts_from_a_preset_lists_them(capsys: pytest.CaptureFi
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "tarrget=x,v"], "did you mean 'target'"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "target"], "takes name=value,value, got 'target'"),
         (["train", "small", "LATENTS", "FILE/run", *TINY], "FILE"),
+        (["train", "small", "LATENTS", "CHAIN/samples", *TINY], "is not empty and holds no config.json of a run"),
         (["sample", "CHAIN/run", "FILE/out", "--steps", "1"], "FILE"),
         (["sample", "CHAIN/run", "FILE"], "is a file; a folder for images is wanted"),
         (["sample", "FILE", "OUT"], "is a file; a run folder or a checkpoint folder is wanted"),

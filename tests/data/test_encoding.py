@@ -347,3 +347,10 @@ def test_a_channel_without_variance_is_not_blown_up():
     assert fit_affine(mean, variance, "global").scale == (1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="keep the first 2 channels"):
         fit_affine(mean, variance, "channel")
+
+
+def test_a_folder_that_another_process_fills_is_refused(photos, encoded):
+    before = contents(encoded)
+    with files.locked(encoded / "encoding.json"), pytest.raises(ValueError, match="in use by another process"):
+        encode(str(photos), encoded, **OPTIONS)
+    assert contents(encoded) == before

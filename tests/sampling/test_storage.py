@@ -92,3 +92,9 @@ def test_bad_input_leaves_nothing(generator: Generator, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"huen|at least 1|interval"):
             generate(generator, LABELS, tmp_path / "out", **{**SETTINGS, **wrong})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_process_fills_is_refused(generator: Generator, tmp_path: Path) -> None:
+    generate(generator, LABELS, tmp_path / "out", **SETTINGS)
+    with files.locked(tmp_path / "out" / "samples.json"), pytest.raises(ValueError, match="in use by another process"):
+        generate(generator, LABELS, tmp_path / "out", **SETTINGS)

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def train(
     if config.flip and not data.manifest.mirrored:
         raise ValueError(f"flip is on, but {latents} holds no mirrored latents; encode with --mirrored")
     header = describe(config, data)
-    run.mkdir(parents=True, exist_ok=True)
+    claim(run)
     with files.locked(run / "lock"), stop_signals() as stop:
         state = start(config, data, run, header, where)
         metrics = Metrics(run / "metrics.jsonl", state.step)
@@ -110,7 +111,7 @@ def train(
             metrics.add({"step": state.step, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
             if not torch.isfinite(norm):
                 non_finite.append(state.step - 1)
-                tqdm.write(f"step {state.step}: gradient norm {norm.item()}, step skipped")
+                tqdm.write(f"step {state.step}: gradient norm {norm.item()}, step skipped", file=sys.stderr)
                 if len(non_finite) == MAX_NON_FINITE:
                     metrics.flush()
                     raise FloatingPointError(
@@ -132,6 +133,15 @@ def train(
                 raise Stopped(f"stopped after step {state.step} and saved; the same command goes on from there")
         bar.close()
     return checkpoint.folder_of(run, config.steps)
+
+
+def claim(run: Path) -> None:
+    """Make the run's folder; one that holds something else is a ValueError."""
+    if run.is_dir():
+        names = [entry.name for entry in run.iterdir() if not entry.name.startswith(files.TEMPORARY)]
+        if "config.json" not in names and set(names) - {"lock"}:
+            raise ValueError(f"{run} is not empty and holds no config.json of a run; a run has a folder of its own")
+    run.mkdir(parents=True, exist_ok=True)
 
 
 def measure(state: State, held_out: Latents, config: TrainConfig) -> dict[str, list[float]]:
