@@ -15,7 +15,7 @@ from jlt.training import TrainConfig, read_metrics, train
 
 CONFIG = TrainConfig(
     size="2x32x2", batch_size=8, learning_rate=1e-2, warmup_steps=3, ema_decays=(0.9, 0.5), save_every=7,
-    held_out_every=10, loss_space="x", keep_last=3,
+    held_out_every=40, loss_space="x", keep_last=3,
 )  # fmt: skip
 
 
