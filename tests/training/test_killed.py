@@ -62,7 +62,7 @@ def test_a_run_killed_at_random_moments_ends_to_the_bit_like_an_untouched_one(
     generator, killed = random.Random(0), 0
     while killed < kills:
         process = start(tmp_path / "killed")
-        process.join(generator.uniform(0.05, 0.6))  # opening shards, training, saving: whatever it is at
+        process.join(generator.uniform(0.02, 0.3))  # opening shards, training, saving: whatever it is at
         if process.is_alive():
             process.kill()
             process.join()
