@@ -82,6 +82,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not a JSON file: {error}") from None
 
 
+def names(folder: Path) -> list[str]:
+    """Return the names in a folder but for temporary ones; none for a folder that is not there."""
+    return [entry.name for entry in folder.iterdir() if not entry.name.startswith(TEMPORARY)] if folder.is_dir() else []
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what an interrupted writer left behind in `folder`."""
     for leftover in folder.glob(f"{TEMPORARY}*"):

@@ -94,17 +94,17 @@ def encode(
         "upscale": upscale,
     }
     existed, begun = out.exists(), claim(out, settings)
-    try:
-        with files.locked(out / "encoding.json"):
+    with files.locked(out / "encoding.json"):  # outside of what clears up: another process's work is not ours to remove
+        try:
             fill(out, opened, settings, batch_size)
-    except ValueError as error:  # bad input, which is met by another setting or another source: what is there is no use
-        if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
+        except ValueError as error:  # bad input, met by another setting or another source: what is there is no use
+            if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
+                raise
+            made = ("train", "held-out", "representation", "skipped.json", "encoding.json")
+            for path in [out / name for name in made] if existed else [out]:
+                if begun:
+                    files.remove(path)
             raise
-        made = ("train", "held-out", "representation", "skipped.json", "encoding.json")
-        for path in [out / name for name in made] if existed else [out]:
-            if begun:
-                files.remove(path)
-        raise
 
 
 def fill(out: Path, opened: Source, settings: dict[str, Any], batch_size: int) -> None:
@@ -181,7 +181,7 @@ def claim(out: Path, settings: dict[str, Any]) -> bool:
         if found != settings:
             files.write_json(path, settings)
         return False
-    if out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
+    if files.names(out):
         raise ValueError(f"{out} is not empty and holds no encoding.json; latents go into a folder of their own")
     files.write_json(path, settings)
     return True

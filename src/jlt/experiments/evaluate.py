@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from jlt import files
 from jlt.data import Latents, Source, open_latents, real_images
+from jlt.data.encoding import read_batches
 from jlt.evaluation import records
 from jlt.evaluation.agreement import Classifier, class_agreement, fit_classifier
 from jlt.evaluation.features import EXTRACTORS, Extractor
@@ -188,8 +188,8 @@ def check_fit(header: Mapping[str, Any], data: Latents) -> None:
 
 def stack_images(source: Source) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:
     """Read all images and labels of a source."""
-    pairs = [source[i] for i in range(len(source))]
-    return torch.from_numpy(np.stack([image for image, _ in pairs])), torch.tensor([label for _, label in pairs])
+    ((images, labels),) = read_batches(source, 0, len(source), len(source))
+    return images, labels
 
 
 def balanced_labels(count: int, num_classes: int) -> Int[Tensor, " n"]:

@@ -114,6 +114,6 @@ def claim(out: Path, asked: dict[str, Any]) -> None:
         if differing:
             raise ValueError(f"{out} holds images made with other settings: {', '.join(differing)} differ")
         return
-    if out.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in out.iterdir()):
+    if files.names(out):
         raise ValueError(f"{out} is not an empty folder; images go into a folder of their own")
     files.write_json(path, asked)

@@ -137,10 +137,9 @@ def train(
 
 def claim(run: Path) -> None:
     """Make the run's folder; one that holds something else is a ValueError."""
-    if run.is_dir():
-        names = [entry.name for entry in run.iterdir() if not entry.name.startswith(files.TEMPORARY)]
-        if "config.json" not in names and set(names) - {"lock"}:
-            raise ValueError(f"{run} is not empty and holds no config.json of a run; a run has a folder of its own")
+    names = set(files.names(run)) - {"lock"}
+    if names and "config.json" not in names:
+        raise ValueError(f"{run} is not empty and holds no config.json of a run; a run has a folder of its own")
     run.mkdir(parents=True, exist_ok=True)
 
 
