@@ -14,11 +14,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
+from jlt import flow
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.flow import geometry
 
-TARGETS = {"x": (1.0, 0.0), "eps": (0.0, 1.0), "v": (1.0, -1.0)}  # c_x, c_eps
 COVARIANCES = {"x": "Σ", "eps": "I", "v": "Σ + I"}
+TARGETS = {name: flow.TARGETS[name].coefficients(0.0) for name in COVARIANCES}  # c_x, c_eps; none depends on t
 
 
 class Latents(Protocol):
