@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ from jlt.data import (
     real_images,
     reconstruct,
 )
-from jlt.data.encoding import fit_affine
+from jlt.data.writing import fit_affine
 
 NUMBER = 14
 
@@ -354,3 +355,88 @@ def test_a_folder_that_another_process_fills_is_refused(photos, encoded):
     with files.locked(encoded / "encoding.json"), pytest.raises(ValueError, match="in use by another process"):
         encode(str(photos), encoded, **OPTIONS)
     assert contents(encoded) == before
+
+
+RANKS = """
+import os, socket, sys
+from pathlib import Path
+from jlt.data import encode
+from jlt.data.sources import open_source
+
+source, out, count = open_source(sys.argv[1], 8), Path(sys.argv[2]), int(sys.argv[3])
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+children = []
+for rank in range(count):  # what torchrun does, without its seconds of imports
+    if (child := os.fork()) == 0:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        code = 1
+        try:
+            encode(source, out, image_size=8, num_held_out=4, shard_size=3, mirrored=True)
+            code = 0
+        except ValueError as error:
+            print(rank, error)
+            code = 2
+        except SystemExit as end:
+            code = end.code
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    children.append(child)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def with_ranks(count, *arguments):
+    command = [sys.executable, "-W", "ignore", "-c", RANKS, *map(str, arguments), str(count)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_no_byte_depends_on_the_number_of_processes(photos, encoded, tmp_path, count):
+    done = with_ranks(count, photos, tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "again") == contents(encoded)
+
+
+def test_processes_share_the_shards_that_are_missing(photos, encoded):
+    before = contents(encoded)
+    for k in range(3):
+        (encoded / "train" / f"shard-0000{k}.safetensors").unlink()
+    done = with_ranks(2, photos, encoded)
+    assert done.returncode == 0, done.stderr
+    assert contents(encoded) == before
+
+
+def test_of_several_processes_one_tells_what_is_wrong(photos, encoded):
+    (photos / "cat" / "new.png").write_bytes((photos / "cat" / "01.png").read_bytes())
+    done = with_ranks(2, photos, encoded)
+    assert done.returncode == 2
+    assert done.stdout.count("source_fingerprint is") == 1
+
+
+def test_a_disk_that_cannot_hold_the_latents_is_refused_before_the_work(photos, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    bytes_needed = 2 * 48 * 2 * 2 * (2 * 10 + 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=bytes_needed - 1))
+    with pytest.raises(ValueError, match=f"needs {bytes_needed} more bytes for latents, .* {bytes_needed - 1} free"):
+        encode(str(photos), tmp_path / "latents", **OPTIONS)
+    assert not (tmp_path / "latents").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=bytes_needed))
+    encode(str(photos), tmp_path / "latents", **OPTIONS)
+
+
+def test_the_estimate_comes_first_and_counts_the_bytes(photos, tmp_path):
+    said = []
+    encode(
+        str(photos),
+        tmp_path / "latents",
+        announce=lambda line: said.append((line, contents(tmp_path / "latents"))),
+        **OPTIONS,
+    )
+    ((line, there),) = said
+    assert "14 images and their mirror images: 9.22e-06 GB of latents (48, 2, 2)" in line
+    assert not [name for name in there if "shard" in name]
+    encode(str(photos), tmp_path / "latents", announce=lambda line: pytest.fail("nothing is left to do"), **OPTIONS)

@@ -1,6 +1,7 @@
 """`jlt encode SOURCE OUT`."""
 
 import json as json_module
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,15 +20,18 @@ def run(
     stride: int | None = None,
     channels: int | None = None,
     num_held_out: int = 0,
-    normalise: str = "global",
+    normalise: str | None = None,
     mirrored: bool = False,
     shard_size: int = 4096,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     skip_broken: bool = False,
     upscale: bool = False,
+    device: str = "cpu",
     json: bool = False,
 ) -> None:
     """Turn images into latents on disk; the same command again continues where it stopped.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m jlt encode ... --device cuda
 
     Args:
         source: a folder of class folders, a flat folder of images, idx:FOLDER, idx-test:FOLDER, or mnist.
@@ -37,19 +41,24 @@ def run(
         stride: side of a patch, 4 by default (patch-pca).
         channels: components kept (patch-pca), all by default.
         num_held_out: images set apart, evenly over the classes.
-        normalise: global (one scale, the mean channel variance becomes 1) or channel (one each, every variance does).
+        normalise: global (one scale, the mean channel variance becomes 1), channel (one each, every variance does), or
+            none; by default what suits the representation.
         mirrored: encode the mirror image of each training image, too.
         shard_size: images a shard.
-        batch_size: images at once; no byte depends on it.
+        batch_size: images at once, 256 by default.
         skip_broken: leave out images that cannot be decoded, and count them, instead of stopping at the first.
         upscale: enlarge images that are smaller than the crop, instead of stopping at the first.
+        device: where the representation runs: cpu, cuda (under torchrun each process has its own), mps.
         json: print a summary as JSON instead of the folder.
     """
     encode(
         source, out, representation=representation, image_size=image_size, stride=stride, channels=channels,
         num_held_out=num_held_out, normalise=normalise, mirrored=mirrored, shard_size=shard_size,
-        batch_size=batch_size, skip_broken=skip_broken, upscale=upscale,
+        batch_size=batch_size, skip_broken=skip_broken, upscale=upscale, device=device,
+        announce=None if json else print,
     )  # fmt: skip
+    if int(os.environ.get("RANK", "0")):
+        return  # the first of torchrun's processes tells what all have made
     made = {split: open_latents(out, split) for split in splits(out)}
     skipped = len(files.read_json(out / "skipped.json")) if skip_broken else 0
     summary = {

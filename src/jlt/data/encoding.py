@@ -1,35 +1,44 @@
 """Encoding: a source's images to latents on disk, split into training and held-out images.
 
 A stopped encoding goes on when it is started again: shards whose bytes are those of the hash beside them
-(shard-00000.sha256) are kept, others are made again, and the bytes of shards and manifest are those of an encoding that
+(jlt.data.writing) are kept, others are made again, and the bytes of shards and manifest are those of an encoding that
 was never stopped. The folder's encoding.json states what it is made from, first of all files, so that another source or
 another setting is refused. The manifests come last: latents without one are unfinished.
+
+Under torchrun process r of n writes shards r, r + n, r + 2n, ...; the first one does what is done once. A shard's bytes
+are the same whoever writes it. Images are decoded in threads while the representation works on earlier ones, and a
+shard is written while it works on the next.
 
 Bad input leaves nothing behind that the same call has begun, but for whole shards before a broken image: started again
 with `skip_broken` the encoding goes on. Which images are held out does not depend on the broken ones, and whole shards
 end before the first of them. skipped.json names them by their index in the source.
 """
 
-import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
+from jlt.data.batches import cut, read_batches, read_ranges
 from jlt.data.images import BrokenImage, quiet
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
-from jlt.data.shards import MANIFEST, Affine, Manifest, open_latents, read_manifest, shard_name
+from jlt.data.shards import MANIFEST, Manifest, open_latents, read_manifest, shard_name
 from jlt.data.sources import Source, Subset, held_out_indices, open_source
+from jlt.data.writing import Summary, fit_affine, identity, moments, read_summary, to_half, write_shard
+from jlt.processes import Processes, joined, open_device
 
-NORMALISATIONS = ("global", "channel")
+NORMALISATIONS = ("none", "global", "channel")
 OFFLINE = ("patch-pca", "pixels")
 
 
@@ -42,116 +51,170 @@ def encode(
     stride: int | None = None,
     channels: int | None = None,
     num_held_out: int = 0,
-    normalise: str = "global",
+    normalise: str | None = None,
     mirrored: bool = False,
     shard_size: int = 4096,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     skip_broken: bool = False,
     upscale: bool = False,
+    device: str = "cpu",
+    announce: Callable[[str], None] | None = None,
 ) -> None:
     """Encode a source into the folder `out`; see jlt.data.shards for what it holds.
 
     Args:
-        source: a spec such as "mnist" or "folder:photos".
+        source: a spec such as "mnist" or "folder:photos" (jlt.data.sources).
         out: the folder; an unfinished encoding in it is continued, a finished one mended where shards are damaged.
         representation: patch-pca, fitted to the training images, or pixels.
-        image_size: side of the square crop (folders: 256 by default).
+        image_size: side of the square crop (photographs: 256 by default).
         stride: side of a patch, 4 by default (patch-pca).
         channels: components kept (patch-pca), all by default.
         num_held_out: images set apart, evenly over the classes.
-        normalise: one scale for all channels, which makes the mean channel variance 1 ("global"), or one each, which
-            makes every variance 1 ("channel": for patch-pca, whose channels are uncorrelated, that whitens).
+        normalise: "none", the latents as the representation gives them; "global", one scale for all channels, which
+            makes the mean channel variance 1; or "channel", one each, which makes every variance 1 (patch-pca, whose
+            channels are uncorrelated, is whitened by that). By default what suits the representation.
         mirrored: encode the mirror image of each training image, too.
         shard_size: images a shard.
-        batch_size: images at once; no byte depends on it.
+        batch_size: images at once, 256 by default.
         skip_broken: leave out images that cannot be decoded, named in skipped.json, instead of stopping at the first.
         upscale: enlarge images that are smaller than the crop, instead of stopping at the first.
+        device: where the representation runs.
+        announce: called with one line that estimates time and disk before the work starts.
     """
     files.choose("representation", representation, dict.fromkeys(OFFLINE))
-    files.choose("normalisation", normalise, dict.fromkeys(NORMALISATIONS))
+    if normalise is not None:
+        files.choose("normalisation", normalise, dict.fromkeys(NORMALISATIONS))
+    batch_size = 256 if batch_size is None else batch_size
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if representation == "pixels" and (stride, channels) != (None, None):
         raise ValueError(f"pixels have stride 1 and keep all channels, got stride {stride} and channels {channels}")
-    opened = open_source(source, image_size, upscale) if isinstance(source, str) else source
-    root = Path(opened.spec.removeprefix("folder:"))
-    if opened.spec.startswith("folder:") and opened.class_names and out.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{out} lies in {root}, whose folders are classes; latents go into a folder elsewhere")
-    held_out_indices(opened.labels(), num_held_out)  # a number that is too large is refused before anything is written
-    settings = {
-        "source": opened.spec,
-        "source_fingerprint": opened.fingerprint,
-        "image_shape": list(opened.image_shape),
-        "representation": representation,
-        "stride": (4 if stride is None else stride) if representation == "patch-pca" else 1,
-        "channels": channels,
-        "num_held_out": num_held_out,
-        "normalise": normalise,
-        "mirrored": mirrored,
-        "shard_size": shard_size,
-        "skip_broken": skip_broken,
-        "upscale": upscale,
-    }
-    existed, begun = out.exists(), claim(out, settings)
-    with files.locked(out / "encoding.json"):  # outside of what clears up: another process's work is not ours to remove
-        try:
-            fill(out, opened, settings, batch_size)
-        except ValueError as error:  # bad input, met by another setting or another source: what is there is no use
-            if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
+    where = open_device(device)
+    with joined() as processes:
+
+        def look() -> Source:
+            opened = open_source(source, image_size, upscale) if isinstance(source, str) else source
+            root = Path(opened.spec.removeprefix("folder:"))
+            if (
+                opened.spec.startswith("folder:")
+                and opened.class_names
+                and out.resolve().is_relative_to(root.resolve())
+            ):
+                raise ValueError(f"{out} lies in {root}, whose folders are classes; latents go into a folder elsewhere")
+            held_out_indices(opened.labels(), num_held_out)  # a number that is too large is refused before any writing
+            return opened
+
+        opened = processes.first(look) or look()
+        settings = {
+            "source": opened.spec,
+            "source_fingerprint": opened.fingerprint,
+            "image_shape": list(opened.image_shape),
+            "representation": representation,
+            "stride": (4 if stride is None else stride) if representation == "patch-pca" else 1,
+            "channels": channels,
+            "num_held_out": num_held_out,
+            "normalise": normalise or "global",
+            "mirrored": mirrored,
+            "shard_size": shard_size,
+            "skip_broken": skip_broken,
+            "upscale": upscale,
+        }
+        existed = out.exists()
+        begun = processes.first(lambda: claim(out, settings))
+        # the lock is outside of what clears up: another process's work is not ours to remove
+        lock = files.locked(out / "encoding.json") if processes.rank == 0 else contextlib.nullcontext()
+        with lock:
+            try:
+                fill(out, opened, settings, batch_size, where, processes, announce)
+            except ValueError as error:  # bad input, met by another setting or another source: what is there is no use
+                if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
+                    raise
+                made = ("train", "held-out", "representation", "skipped.json", "encoding.json")
+                for path in [out / name for name in made] if existed else [out]:
+                    if begun:
+                        files.remove(path)
                 raise
-            made = ("train", "held-out", "representation", "skipped.json", "encoding.json")
-            for path in [out / name for name in made] if existed else [out]:
-                if begun:
-                    files.remove(path)
-            raise
 
 
-def fill(out: Path, opened: Source, settings: dict[str, Any], batch_size: int) -> None:
+def fill(
+    out: Path,
+    opened: Source,
+    settings: dict[str, Any],
+    batch_size: int,
+    where: torch.device,
+    processes: Processes,
+    announce: Callable[[str], None] | None,
+) -> None:
     """Write what is missing of the encoding that `settings` describe."""
-    representation, normalise, mirrored = settings["representation"], settings["normalise"], settings["mirrored"]
-    stride, channels, shard_size = settings["stride"], settings["channels"], settings["shard_size"]
-    for folder in (out, out / "representation"):
-        files.remove_temporaries(folder)
-    parts = split_indices(opened, settings, out)
-    if not parts["train"]:
-        raise ValueError(f"{opened.spec} leaves 0 of {len(opened)} images to train on")
-    training = parts["train"]
-    encoder = make_representation(representation, Subset(opened, training), out, stride, channels, batch_size)
 
-    affine: Affine | None = None
+    def prepare() -> dict[str, list[int]]:
+        for folder in (out, out / "representation", out / "train", out / "held-out"):
+            files.remove_temporaries(folder)
+        parts = split_indices(opened, settings, out)
+        if not parts["train"]:
+            raise ValueError(f"{opened.spec} leaves 0 of {len(opened)} images to train on")
+        make_representation(out / "representation", Subset(opened, parts["train"]), settings, batch_size)
+        return parts
+
+    parts = processes.first(prepare) or split_indices(opened, settings, out)
+    encoder = load_representation(out / "representation")
+    both = {"train": settings["mirrored"], "held-out": False}
     _, height, width = opened.image_shape
-    for split, indices in parts.items():
-        if not indices:
-            continue
-        folder, images = out / split, Subset(opened, indices)
-        folder.mkdir(parents=True, exist_ok=True)
-        files.remove_temporaries(folder)
-        both = mirrored and split == "train"
-        shards = write_shards(encoder, images, folder, shard_size, batch_size, both)
-        if (folder / MANIFEST).is_file():
-            affine = read_manifest(folder).affine
-            continue
-        mean, variance = raw_statistics(folder, shards)
-        if affine is None:
-            affine = fit_affine(mean, variance, normalise)
+    shape = (encoder.channels, height // encoder.stride, width // encoder.stride)
+
+    def estimate() -> None:
+        bytes_each = 2 * shape[0] * shape[1] * shape[2]
+        numbers = {split: len(indices) * (1 + both[split]) for split, indices in parts.items()}
+        needed = bytes_each * sum(numbers.values())
+        there = sum(path.stat().st_size for split in parts for path in (out / split).glob("shard-*.safetensors"))
+        free = shutil.disk_usage(out).free
+        if needed - there > free:
+            raise ValueError(f"{out} needs {needed - there} more bytes for latents, its disk has {free} free")
+        if announce and needed > there:
+            speed = images_per_second(encoder, Subset(opened, parts["train"]), where)
+            hours = (1 - there / needed) * sum(numbers.values()) / speed / processes.count / 3600
+            announce(
+                f"{len(opened)} images{' and their mirror images' if both['train'] else ''}: {needed / 1e9:.3g} GB of "
+                f"latents {shape}, {free / 1e9:.3g} GB are free; at {speed:.3g} images/s a process about "
+                f"{f'{hours:.1f} hours' if hours > 1 else f'{60 * hours:.1f} minutes'} (estimates)"
+            )
+
+    processes.first(estimate)
+    written = {
+        split: write_shards(encoder, Subset(opened, indices), out / split, settings, batch_size, where, processes)
+        for split, indices in parts.items()
+        if indices
+    }
+    processes.wait()
+
+    def finish() -> None:
+        mean, variance = moments(written["train"](), shape[1] * shape[2])
+        kind = settings["normalise"]
+        affine = identity(encoder.channels) if kind == "none" else fit_affine(mean, variance, kind)
         scale = torch.tensor(affine.scale, dtype=torch.float64)
-        Manifest(
-            split=split,
-            num_images=len(images),
-            shard_size=shard_size,
-            shape=(encoder.channels, height // encoder.stride, width // encoder.stride),
-            class_names=opened.class_names,
-            source={**{key: settings[key] for key in ("source", "source_fingerprint", "image_shape")},
-                    "images": files.fingerprint(indices)},
-            representation=encoder.name,
-            representation_fingerprint=encoder.fingerprint,
-            affine=affine,
-            mean=tuple(((mean - torch.tensor(affine.shift, dtype=torch.float64)) * scale).tolist()),
-            variance=tuple((variance * scale**2).tolist()),
-            mirrored=both,
-            shards=tuple(shards),
-        ).write(folder)  # fmt: skip
+        for split, summaries in written.items():
+            if (out / split / MANIFEST).is_file():
+                continue
+            mean, variance = moments(summaries(), shape[1] * shape[2])
+            Manifest(
+                split=split,
+                num_images=len(parts[split]),
+                shard_size=settings["shard_size"],
+                shape=shape,
+                class_names=opened.class_names,
+                source={**{key: settings[key] for key in ("source", "source_fingerprint", "image_shape")},
+                        "images": files.fingerprint(parts[split])},
+                representation=encoder.name,
+                representation_fingerprint=encoder.fingerprint,
+                affine=affine,
+                mean=tuple(((mean - torch.tensor(affine.shift, dtype=torch.float64)) * scale).tolist()),
+                variance=tuple((variance * scale**2).tolist()),
+                mirrored=both[split],
+                shards=tuple((shard_name(k), s.num_images, s.sha256) for k, s in enumerate(summaries())),
+            ).write(out / split)  # fmt: skip
+
+    processes.first(finish)
 
 
 def split_indices(source: Source, settings: dict[str, Any], folder: Path) -> dict[str, list[int]]:
@@ -198,112 +261,101 @@ def read_settings(out: Path) -> dict[str, Any]:
 def broken_images(source: Source, path: Path) -> list[int]:
     """Return the indices of the images that cannot be decoded, which the file `path` names, or will name."""
     if not path.is_file():
+        scan = tqdm(total=len(source), desc="looking for broken images", unit="image", disable=None)
         reasons = {}
-        for index in tqdm(range(len(source)), desc="looking for broken images", unit="image", disable=None):
-            try:
-                source[index]
-            except BrokenImage as error:
-                reasons[str(index)] = str(error)
+        with ThreadPoolExecutor() as pool, quiet():
+            for span in cut(0, len(source), 1024):
+                for index, reason in zip(span, pool.map(lambda i: why_broken(source, i), span), strict=True):
+                    if reason:
+                        reasons[str(index)] = reason
+                scan.update(len(span))
+        scan.close()
         if len(reasons) == len(source):
             raise ValueError(f"all {len(source)} images cannot be decoded")
         files.write_json(path, reasons)
     return sorted(int(index) for index in files.read_json(path))
 
 
-def make_representation(
-    name: str, training: Source, out: Path, stride: int, channels: int | None, batch_size: int
-) -> Representation:
-    """Return the representation of an encoding: what an interrupted one has saved, or a new one fitted and saved."""
-    folder = out / "representation"
+def why_broken(source: Source, index: int) -> str | None:
+    """Return why an image cannot be decoded, or None."""
+    try:
+        source[index]
+    except BrokenImage as error:
+        return str(error)
+    return None
+
+
+def make_representation(folder: Path, training: Source, settings: dict[str, Any], batch_size: int) -> None:
+    """Save the representation of an encoding into its folder, unless an interrupted one has."""
     if (folder / "representation.json").is_file():
-        return load_representation(folder)
+        return
     made: Representation
-    if name == "pixels":
+    if settings["representation"] == "pixels":
         made = Pixels(training.image_shape[0])
     else:
         batches = read_batches(training, 0, len(training), batch_size)
         progress = tqdm(batches, desc="fitting patch PCA", total=-(-len(training) // batch_size), disable=None)
-        made = fit_patch_pca((images for images, _ in progress), stride, channels)
+        made = fit_patch_pca((images for images, _ in progress), settings["stride"], settings["channels"])
     made.save(folder)
-    return load_representation(folder)
 
 
-def read_batches(
-    source: Source, start: int, stop: int, batch_size: int
-) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Tensor]]:
-    """Yield images and labels of source[start:stop] in batches, decoding in threads."""
-    try:
-        with ThreadPoolExecutor() as pool:
-            for first in range(start, stop, batch_size):
-                with quiet():
-                    pairs = list(pool.map(source.__getitem__, range(first, min(first + batch_size, stop))))
-                yield image_batch(image for image, _ in pairs), torch.tensor([label for _, label in pairs])
-    except BrokenImage as error:
-        raise BrokenImage(f"{error} (skip_broken leaves such images out)") from None
+def images_per_second(encoder: Representation, images: Source, device: torch.device, num: int = 8) -> float:
+    """Time reading and encoding a few images, the slower of which sets the pace of both at once."""
+    began = time.perf_counter()
+    ((batch, _),) = read_batches(images, 0, num := min(num, len(images)), num)
+    reading = time.perf_counter() - began
+    encoder.encode(batch.to(device)).cpu()  # the first call loads weights and compiles kernels
+    began = time.perf_counter()
+    encoder.encode(batch.to(device)).cpu()
+    return num / max(reading, time.perf_counter() - began)
 
 
 def write_shards(
-    representation: Representation, images: Source, folder: Path, shard_size: int, batch_size: int, mirrored: bool
-) -> list[tuple[str, int, str]]:
-    """Write the shards that are missing or damaged; return (file, num_images, sha256) of all."""
-    shards = []
-    progress = tqdm(total=len(images), desc=f"encoding {folder.name}", unit="image", disable=None)
-    for k, start in enumerate(range(0, len(images), shard_size)):
-        stop, path = min(start + shard_size, len(images)), folder / shard_name(k)
-        digest = path.with_suffix(".sha256")
-        if not (path.is_file() and digest.is_file() and files.sha256(path) == digest.read_text().strip()):
-            parts: dict[str, list[Tensor]] = {"latents": [], "labels": []}
-            if mirrored:
-                parts["mirrored"] = []
-            for batch, labels in read_batches(images, start, stop, batch_size):
-                parts["latents"].append(to_half(representation.encode(batch), folder))
+    encoder: Representation,
+    images: Source,
+    folder: Path,
+    settings: dict[str, Any],
+    batch_size: int,
+    device: torch.device,
+    processes: Processes,
+) -> Callable[[], list[Summary]]:
+    """Write this process's share of the shards that are missing or damaged; return what reads the summaries of all.
+
+    A batch is decoded ahead in threads (jlt.data.batches), and one shard at a time is written in a thread.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    spans, mirrored = cut(0, len(images), settings["shard_size"]), settings["mirrored"] and folder.name == "train"
+    mine = range(processes.rank, len(spans), processes.count)
+    missing = [k for k in mine if read_summary(folder, k) is None]
+    progress = tqdm(
+        total=sum(len(spans[k]) for k in mine), initial=sum(len(spans[k]) for k in mine if k not in set(missing)),
+        desc=f"encoding {folder.name}", unit="image", disable=None if processes.rank == 0 else True,
+    )  # fmt: skip
+    batches = read_ranges(images, [r for k in missing for r in cut(spans[k].start, spans[k].stop, batch_size)])
+    written: Future[None] | None = None
+    with contextlib.closing(batches), ThreadPoolExecutor(1) as writer:
+        for k in missing:
+            parts: dict[str, list[Tensor]] = defaultdict(list)
+            for _ in cut(spans[k].start, spans[k].stop, batch_size):
+                batch, labels = next(batches)
+                sides = {"latents": batch} | ({"mirrored": batch.flip(3)} if mirrored else {})
+                for name, side in sides.items():
+                    parts[name].append(to_half(encoder.encode(side.to(device)).cpu(), folder))
                 parts["labels"].append(labels)
-                if mirrored:
-                    parts["mirrored"].append(to_half(representation.encode(batch.flip(3)), folder))
                 progress.update(len(batch))
-            data = save({name: torch.cat(tensors).contiguous() for name, tensors in parts.items()})
-            files.write_bytes(path, data)
-            files.write_bytes(digest, f"{hashlib.sha256(data).hexdigest()}\n".encode())
-        else:
-            progress.update(stop - start)
-        shards.append((path.name, stop - start, digest.read_text().strip()))
+            if written:
+                written.result()
+            written = writer.submit(write_shard, folder, k, {name: torch.cat(p) for name, p in parts.items()})
+        if written:
+            written.result()
     progress.close()
-    return shards
 
+    def summaries() -> list[Summary]:
+        found = [read_summary(folder, k, verify=False) for k in range(len(spans))]
+        assert all(found), "every process writes its shards before any is read"
+        return [summary for summary in found if summary]
 
-def to_half(raw: Tensor, folder: Path) -> Tensor:
-    """Round to 16 bits; what does not fit, or is not finite, is a ValueError."""
-    half = raw.half()
-    if not torch.isfinite(half).all():
-        raise ValueError(f"{folder}: raw latents reach {raw.abs().max().item():.3g}, float16 holds up to 65504")
-    return half
-
-
-def raw_statistics(folder: Path, shards: list[tuple[str, int, str]]) -> tuple[Tensor, Tensor]:
-    """Measure mean and variance by channel of the raw latents as stored, in float64."""
-    total, square, count = torch.zeros(()), torch.zeros(()), 0
-    for name, _, _ in shards:
-        latents = load_file(folder / name)["latents"]
-        for part in latents.split(512):
-            values = part.double()
-            total, square = total + values.sum((0, 2, 3)), square + values.square().sum((0, 2, 3))
-            count += values[:, 0].numel()
-    mean = total / count
-    return mean, (square / count - mean**2).clamp(min=0)
-
-
-def fit_affine(mean: Tensor, variance: Tensor, normalise: str) -> Affine:
-    """Return the affine that makes channel means 0 and their mean variance, or every variance, 1."""
-    least, typical = variance.min().item(), variance.mean().item()
-    if typical < 1e-10:
-        raise ValueError(f"the latents' channel variance is {typical:.3g}: all images are the same")
-    if normalise == "channel" and least < 1e-9 * typical:
-        raise ValueError(
-            f"a channel's variance is {least:.3g} where the mean is {typical:.3g}, scaled to 1 it would be noise; "
-            f"keep the first {int((variance > 1e-9 * typical).sum())} channels, or normalise by one scale for all"
-        )
-    used = variance if normalise == "channel" else variance.mean().expand_as(variance)
-    return Affine(tuple(mean.tolist()), tuple(used.rsqrt().tolist()))
+    return summaries
 
 
 def reconstruct(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jlt import files
 from jlt.data import Latents, Source, open_latents, real_images
-from jlt.data.encoding import read_batches
+from jlt.data.batches import read_batches
 from jlt.evaluation import records
 from jlt.evaluation.agreement import Classifier, class_agreement, fit_classifier
 from jlt.evaluation.features import EXTRACTORS, Extractor

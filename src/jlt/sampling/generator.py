@@ -19,6 +19,7 @@ from jlt.data import Affine, Representation, load_representation
 from jlt.flow import Target, random, target
 from jlt.flow.random import Stream
 from jlt.nn import Transformer, checkpoint
+from jlt.processes import open_device
 from jlt.sampling.field import Field, Passes, classifier_free
 from jlt.sampling.solvers import SOLVERS, Callback, uniform_grid
 
@@ -153,15 +154,6 @@ class Generator:
             network_passes=passes,
             seconds=time.perf_counter() - start,
         )
-
-
-def open_device(name: str | torch.device) -> torch.device:
-    """Return the device of that name; one that does not exist here is a ValueError."""
-    try:
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {str(name)!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def load(path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> Generator:

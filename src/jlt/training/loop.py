@@ -29,7 +29,7 @@ from tqdm import tqdm
 from jlt import files
 from jlt.data import Latents, load_representation, open_latents
 from jlt.nn import EMA, Transformer, checkpoint, model_name
-from jlt.sampling.generator import open_device
+from jlt.processes import open_device
 from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
 from jlt.training.step import draw_batch, make_optimizer, training_step

@@ -1,0 +1,76 @@
+"""The processes that work on one thing, and their devices: one process, or as many as torchrun started.
+
+    torchrun --nproc-per-node 8 -m jlt encode ...
+
+What a process does is a function of its rank and their number; what they make depends on neither.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=2)  # for the slowest of them; torchrun itself ends all when one fails
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's `rank` among `count`."""
+
+    rank: int = 0
+    count: int = 1
+
+    def first(self, function: Callable[[], T]) -> T | None:
+        """Call `function` on the first process alone, the others waiting; return its result there, None elsewhere.
+
+        Its ValueError or OSError is raised there; the other processes then leave quietly, with exit code 2.
+        """
+        if self.count == 1:
+            return function()
+        result, failure, done = None, None, torch.ones(1)
+        if self.rank == 0:
+            try:
+                result = function()
+            except (ValueError, OSError) as error:
+                failure, done = error, torch.zeros(1)
+        dist.broadcast(done, src=0)
+        if failure:
+            raise failure
+        if not done:
+            raise SystemExit(2)
+        return result
+
+    def wait(self) -> None:
+        """Return once all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the processes that torchrun started with this one, over gloo; without torchrun there is one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def open_device(name: str | torch.device) -> torch.device:
+    """Return the device of that name, under torchrun this process's "cuda"; one that is not here is a ValueError."""
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {str(name)!r} cannot be used here: {str(error).splitlines()[0]}") from None
