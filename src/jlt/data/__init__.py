@@ -1,7 +1,7 @@
 """Data: image sources, representations, and latents on disk. See each module's docstring for its contract."""
 
 from jlt.data.encoding import encode, real_images, reconstruct
-from jlt.data.representations import REPRESENTATIONS, Representation, load_representation
+from jlt.data.representations import REPRESENTATIONS, PatchPCA, Pixels, Representation, load_representation
 from jlt.data.shards import Affine, Latents, Manifest, open_latents, splits
 from jlt.data.sources import SOURCES, Source, Subset, held_out_indices, open_source
 
@@ -11,6 +11,8 @@ __all__ = [
     "Affine",
     "Latents",
     "Manifest",
+    "PatchPCA",
+    "Pixels",
     "Representation",
     "Source",
     "Subset",

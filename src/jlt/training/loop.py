@@ -29,6 +29,7 @@ from tqdm import tqdm
 from jlt import files
 from jlt.data import Latents, load_representation, open_latents
 from jlt.nn import EMA, Transformer, checkpoint, model_name
+from jlt.nn.checkpoint import Checkpoint
 from jlt.processes import open_device
 from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
@@ -58,6 +59,7 @@ def train(
     run: Path,
     *,
     device: str = "cpu",
+    init: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Path:
     """Train to `config.steps` and return the last checkpoint's folder.
@@ -67,6 +69,8 @@ def train(
         latents: folder made by `jlt encode`.
         run: folder of the run; one that exists is resumed, provided that its settings are these.
         device: where the network runs.
+        init: a run or checkpoint folder whose first average is where a new run starts (fine-tuning); the number of
+            classes may differ.
         progress: called after each step with (finished steps, loss).
 
     Raises:
@@ -79,10 +83,11 @@ def train(
     held_out = open_latents(latents, split="held-out") if (latents / "held-out").is_dir() else None
     if config.flip and not data.manifest.mirrored:
         raise ValueError(f"flip is on, but {latents} holds no mirrored latents; encode with --mirrored")
-    header = describe(config, data)
+    base = checkpoint.read(init) if init else None
+    header = describe(config, data, base)
     claim(run)
     with files.locked(run / "lock"), stop_signals() as stop:
-        state = start(config, data, run, header, where)
+        state = start(config, data, run, header, base, where)
         metrics = Metrics(run / "metrics.jsonl", state.step)
 
         def save() -> None:
@@ -150,13 +155,14 @@ def measure(state: State, held_out: Latents, config: TrainConfig) -> dict[str, l
     return held_out_losses(state.model, weights, held_out, config)
 
 
-def describe(config: TrainConfig, data: Latents) -> dict[str, Any]:
+def describe(config: TrainConfig, data: Latents, base: Checkpoint | None) -> dict[str, Any]:
     """Return what every checkpoint of the run states about it."""
     model = config.model(data.shape, data.num_classes)
     return {
         "name": model_name(config.target, model),
         "target": config.target,
         "floor": config.floor,
+        "init": None if base is None else base.header["files"][f"{starting_weights(base)}.safetensors"],
         "training": json.loads(json.dumps(dataclasses.asdict(config))),
         "latents": {
             "affine": dataclasses.asdict(data.manifest.affine),
@@ -168,11 +174,16 @@ def describe(config: TrainConfig, data: Latents) -> dict[str, Any]:
     }
 
 
-def start(config: TrainConfig, data: Latents, run: Path, header: dict[str, Any], device: torch.device) -> State:
+def start(
+    config: TrainConfig, data: Latents, run: Path, header: dict[str, Any], base: Checkpoint | None, device: torch.device
+) -> State:
     """Return the state of the run's last checkpoint, or a new one; a run with other settings is refused."""
     files.remove_temporaries(run)
     files.remove_temporaries(run / "checkpoints")
-    model = Transformer(config.model(data.shape, data.num_classes), config.seed).to(device)
+    model = Transformer(config.model(data.shape, data.num_classes), config.seed)
+    if base is not None and not checkpoint.list_steps(run):
+        adopt(model, base)
+    model.to(device)
     state = State(model, EMA(model, config.ema_decays), make_optimizer(model, config))
     if not checkpoint.list_steps(run):
         files.write_json(run / "config.json", header)
@@ -180,6 +191,7 @@ def start(config: TrainConfig, data: Latents, run: Path, header: dict[str, Any],
     prune(run, config)  # a run that was stopped between saving and pruning has one too many
     saved = checkpoint.read(run)
     refuse_changes(saved.header["training"], header["training"], run)
+    refuse_changes({"init": saved.header.get("init")}, {"init": header["init"]}, run)
     refuse_changes(saved.header["latents"], json.loads(json.dumps(header["latents"])), run)
     if saved.step > config.steps:
         raise ValueError(f"{run} has finished step {saved.step}, but steps is {config.steps}")
@@ -190,6 +202,20 @@ def start(config: TrainConfig, data: Latents, run: Path, header: dict[str, Any],
     checkpoint.load_optimizer(model, state.optimizer, saved.tensors("optimizer"))
     state.step, state.seconds = saved.step, float(saved.header["seconds"])
     return state
+
+
+def starting_weights(base: Checkpoint) -> str:
+    return base.resolve("ema" if base.decays else "model")
+
+
+def adopt(model: Transformer, base: Checkpoint) -> None:
+    """Start from a checkpoint's first average; of another set of classes it gives the row that means no class."""
+    state = base.tensors(starting_weights(base))
+    if model.label is not None and "label.weight" in state:
+        own, theirs = model.label.weight.detach(), state["label.weight"]
+        if len(own) != len(theirs) and own.shape[1:] == theirs.shape[1:]:
+            state["label.weight"] = torch.cat([own[:-1], theirs[-1:]])
+    checkpoint.load_weights(model, state, base.folder)
 
 
 def refuse_changes(saved: dict[str, Any], asked: dict[str, Any], run: Path) -> None:
