@@ -1,0 +1,266 @@
+"""Checks of the machine before GPU hours are spent: what is installed, and a short run of everything a training needs.
+
+Each check is a function that returns one line of what it found; what it raises is the failure's line. A check that
+cannot apply here returns a line that starts with "not run". `CHECKS` are quick; those of `rehearse` train a preset's
+own network on synthetic latents of the right shape for a few steps, save, and go on from the save.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from jlt.data import Manifest, Pixels
+from jlt.data.shards import shard_name
+from jlt.data.writing import identity, moments, read_summary, write_shard
+from jlt.experiments.plan import plan, size
+from jlt.experiments.presets import Expected
+from jlt.nn import Transformer, TransformerConfig
+from jlt.processes import open_device
+from jlt.training import TrainConfig, read_metrics, train
+
+PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "datasets", "onnxruntime", "matplotlib")
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+TINY = TransformerConfig(
+    latent_size=4, latent_channels=4, patch_size=1, hidden_size=32, depth=2, num_heads=2, num_classes=3
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: `good` is None where it could not be run."""
+
+    check: str
+    good: bool | None
+    told: str
+
+
+def examine(check: str, function: Callable[[], str]) -> Finding:
+    """Run one check; an error is a finding."""
+    try:
+        told = function()
+    except Exception as error:  # whatever a driver or a compiler may raise is what this is here to find
+        return Finding(check, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return Finding(check, None if told.startswith("not run") else True, told)
+
+
+def versions() -> str:
+    """Name the versions of what matters."""
+    found = [f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"]
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)
+
+
+def devices() -> str:
+    """Name the devices, with their memory, and the threads."""
+    found = [f"{os.cpu_count()} processors, {torch.get_num_threads()} threads"]
+    for k in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(k)
+        found.append(f"cuda:{k} {properties.name} with {size(properties.total_memory)}")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return ", ".join(found)
+
+
+def disk(folder: Path) -> str:
+    """Tell the free space."""
+    usage = shutil.disk_usage(folder)
+    return f"{size(usage.free)} of {size(usage.total)} are free at {folder.resolve()}"
+
+
+def attention(device: torch.device) -> str:
+    """Try each attention kernel of PyTorch on the device, forward and backward, in bfloat16."""
+    q = torch.randn(1, 2, 64, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+    works = []
+    for name, backend in BACKENDS.items():
+        with contextlib.suppress(RuntimeError), sdpa_kernel(backend), quiet():
+            F.scaled_dot_product_attention(q, q, q).sum().backward()
+            works.append(name)
+    if not works:
+        raise RuntimeError("no attention kernel of PyTorch runs")
+    return f"{', '.join(works)} on {device} in bfloat16"
+
+
+@contextlib.contextmanager
+def quiet():  # type: ignore[no-untyped-def]
+    """Silence what PyTorch warns of kernels that do not run here: that is what is asked."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def compiled(device: torch.device) -> str:
+    """Compile a block's network and compare it with the plain one."""
+    model = Transformer(TINY).to(device)
+    torch.nn.init.normal_(model.output.weight, std=0.1)
+    with torch.no_grad(), quiet():
+        z, t, label = inputs(TINY, device)
+        began = time.perf_counter()
+        off = (torch.compile(model)(z, t, label) - model(z, t, label)).abs().max().item()
+        took = time.perf_counter() - began
+    if not off < 1e-4:
+        raise RuntimeError(f"compiled and plain differ by {off:.3g}, at most 1e-4 is rounding")
+    return f"a compiled network agrees with the plain one to {off:.1g}; compiling took {took:.0f} s"
+
+
+def inputs(config: TransformerConfig, device: torch.device, num: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Return noisy latents, times and labels to run a network on."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(num, *config.shape, generator=generator)
+    return z.to(device), torch.linspace(0.1, 0.9, num).to(device), (torch.arange(num) % config.num_classes).to(device)
+
+
+def collectives(device: torch.device) -> str:
+    """Add up numbers over processes, and take one step of a network sharded with FSDP2 beside one that is not."""
+    count = max(2, torch.cuda.device_count()) if device.type == "cuda" else 2
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        return "not run: there is one GPU, and nccl wants one for each process"
+    if device.type not in ("cuda", "cpu"):
+        return f"not run: PyTorch has no collectives on {device.type}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(sharded_step, (count, port, device.type), nprocs=count)  # type: ignore[no-untyped-call]
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    return f"{count} processes over {backend}: a sum, and a step under FSDP2 that equals the plain one"
+
+
+def sharded_step(rank: int, count: int, port: int, kind: str) -> None:
+    """What each process of `collectives` does."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    device = open_device(kind)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=count)
+    try:
+        total = torch.tensor([float(rank)], device=device)
+        dist.all_reduce(total)
+        assert total.item() == count * (count - 1) / 2, f"the sum over {count} processes is {total.item()}"
+        models = [Transformer(TINY, seed=1).to(device) for _ in range(2)]
+        mesh = dist.init_device_mesh(kind, (count,))
+        for block in models[1].blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(models[1], mesh=mesh)
+        for model in models:
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+            model(*inputs(TINY, device)).square().mean().backward()  # on equal batches the mean gradient is each one's
+            optimizer.step()
+        for (name, plain), split in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+            whole = split.full_tensor() if isinstance(split, DTensor) else split
+            torch.testing.assert_close(whole, plain, msg=lambda text, name=name: f"{name}: {text}")
+    finally:
+        dist.destroy_process_group()
+
+
+def checks(folder: Path, device: torch.device) -> dict[str, Callable[[], str]]:
+    """Return the quick checks by name."""
+    return {
+        "versions": versions,
+        "devices": devices,
+        "disk": lambda: disk(folder),
+        "attention": lambda: attention(device),
+    }
+
+
+def training_checks(
+    config: TrainConfig, expected: Expected, folder: Path, device: str, steps: int, micro_batch_size: int
+) -> dict[str, Callable[[], str]]:
+    """Return the checks that rehearse a training: compiling, processes, and the run itself."""
+    where = open_device(device)
+    return {
+        "compile": lambda: compiled(where),
+        "processes": lambda: collectives(where),
+        "training": lambda: rehearse(config, expected, folder, device, steps, micro_batch_size),
+    }
+
+
+def rehearse(
+    config: TrainConfig, expected: Expected, folder: Path, device: str, steps: int, micro_batch_size: int
+) -> str:
+    """Train the recipe's network on synthetic latents: half of the steps, a save, and the rest from the save."""
+    planned = plan(config, expected, micro_batch_size=micro_batch_size)
+    config = replace(config, batch_size=micro_batch_size, steps=steps, save_every=max(1, steps // 2), keep_last=1)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="jlt-doctor-") as temporary:
+        needed = 2 * planned.checkpoint_bytes + planned.latent_bytes // expected.num_images * 2 * micro_batch_size
+        if needed > (free := shutil.disk_usage(temporary).free):
+            raise ValueError(f"two checkpoints and latents need {needed} bytes, {folder} has {free} free")
+        latents, run = Path(temporary) / "latents", Path(temporary) / "run"
+        synthetic_latents(latents, expected, 2 * micro_batch_size)
+        if where := torch.cuda.is_available() and device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        times: list[float] = []
+        for until in (steps - steps // 2, steps):  # the second call resumes
+            train(replace(config, steps=until), latents, run, device=device,
+                  progress=lambda step, loss: times.append(time.perf_counter()))  # fmt: skip
+        lines = [line["step"] for line in read_metrics(run)]
+        if lines != list(range(1, steps + 1)):
+            raise RuntimeError(f"metrics.jsonl has the steps {lines}, 1 to {steps} are expected")
+        pauses = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+        median = pauses[len(pauses) // 2]
+        peak = torch.cuda.max_memory_allocated() if where else peak_resident()
+    rate = micro_batch_size / median
+    peak_flops = planned.training_gflop * 1e9 * rate
+    hours = config_hours(planned.training_flop, peak_flops)
+    return (
+        f"{planned.name}, {steps} steps of {micro_batch_size} images on {device} in {config.dtype}, saved and resumed "
+        f"after {steps - steps // 2}: {rate:.3g} images/s = {peak_flops / 1e12:.3g} TFLOP/s, at which the whole run "
+        f"takes {hours:,.0f} hours; memory {size(peak)}{'' if where else ' of the whole process'}, the plan's estimate "
+        f"is {size(planned.memory_bytes)}"
+    )
+
+
+def config_hours(flop: float, flop_per_second: float) -> float:
+    return flop / flop_per_second / 3600
+
+
+def peak_resident() -> int:
+    """Return the largest resident memory that this process had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def synthetic_latents(folder: Path, expected: Expected, num_images: int) -> None:
+    """Write latents of Gaussian noise in the shape that a recipe expects, mirrored ones too."""
+    channels, height, width = expected.shape
+    representation = Pixels(channels)
+    representation.save(folder / "representation")
+    train_folder = folder / "train"
+    train_folder.mkdir()
+    values = torch.randn(2, num_images, *expected.shape, generator=torch.Generator().manual_seed(0)).half()
+    labels = torch.arange(num_images) % max(expected.num_classes, 1) if expected.num_classes else -torch.ones(num_images)
+    write_shard(train_folder, 0, {"latents": values[0], "mirrored": values[1], "labels": labels.long()})
+    summary = read_summary(train_folder, 0)
+    assert summary is not None
+    mean, variance = moments([summary], height * width)
+    Manifest(
+        split="train", num_images=num_images, shard_size=num_images, shape=expected.shape,
+        class_names=tuple(map(str, range(expected.num_classes))) or None, source={"source": "synthetic"},
+        representation=representation.name, representation_fingerprint=representation.fingerprint,
+        affine=identity(channels), mean=tuple(mean.tolist()), variance=tuple(variance.tolist()), mirrored=True,
+        shards=((shard_name(0), num_images, summary.sha256),),
+    ).write(train_folder)  # fmt: skip
