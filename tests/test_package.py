@@ -19,6 +19,7 @@ OPTIONAL = {
     "efficientnet_lite_pytorch",
     "gradio",
     "diffusers",
+    "huggingface_hub",
 }
 
 

@@ -1,8 +1,9 @@
 """Representations: images to latents and back. Each has channels, a stride, and a fingerprint of all that matters.
 
-`encode` gives the raw output, which shards store; the affine that normalises it belongs to them (jlt.data.shards). On
-disk a representation is a folder with representation.json and, if it has any, tensors.safetensors. To add one, write
-a class with these methods and give it a row in REPRESENTATIONS.
+`encode` gives the raw output, which shards store; the affine that normalises it belongs to them (jlt.data.shards), but
+for an autoencoder's own statement, which its encode and decode hold (jlt.data.autoencoders). On disk a representation
+is a folder with representation.json and, if it has any, tensors.safetensors. To add one, write a class with these
+methods and give it a row in REPRESENTATIONS.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,6 +40,10 @@ class Representation(Protocol):
     def stride(self) -> int: ...
 
     @property
+    def normalisation(self) -> str:
+        """What its latents want before training: "none" (they are normalised), "global" or "channel"."""
+
+    @property
     def fingerprint(self) -> str: ...
 
     def encode(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b k y x"]:
@@ -68,6 +73,7 @@ class Pixels:
     image_channels: int
     name: str = "pixels"
     stride: int = 1
+    normalisation: str = "global"
 
     @property
     def channels(self) -> int:
@@ -102,6 +108,7 @@ class PatchPCA:
     basis: Float[Tensor, "d k"]
     eigenvalues: Float[Tensor, " k"]
     name: str = "patch-pca"
+    normalisation: str = "global"
 
     @property
     def channels(self) -> int:
@@ -204,9 +211,16 @@ def _load_patch_pca(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch
     return PatchPCA(image_channels, stride, mean, basis, eigenvalues)
 
 
+def _load_autoencoder(header: dict[str, Any], tensors: dict[str, Tensor]) -> Representation:
+    from jlt.data.autoencoders import load_autoencoder  # which is made of parts of this module
+
+    return load_autoencoder(header, tensors)
+
+
 REPRESENTATIONS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Representation]] = {
     "pixels": _load_pixels,
     "patch-pca": _load_patch_pca,
+    "autoencoder": _load_autoencoder,
 }
 
 
