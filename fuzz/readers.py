@@ -3,6 +3,7 @@
     pip install atheris
     python fuzz/readers.py idx -max_total_time=600
     python fuzz/readers.py manifest -max_total_time=600
+    python fuzz/readers.py tar -max_total_time=600 -max_len=16384
 
 Options after the reader's name are libFuzzer's. A crash writes its input to a file of the working folder; give that
 file as an argument to see it again. What runs have found stands in docs/failures.md.
@@ -10,8 +11,10 @@ file as an argument to see it again. What runs have found stands in docs/failure
 
 import contextlib
 import gzip
+import io
 import json
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["jlt"]):
-    from jlt.data import sources
+    from jlt.data import idx, tar
+    from jlt.data.remote import File
     from jlt.data.shards import MANIFEST, read_manifest
 
 FOLDER = Path(tempfile.mkdtemp()) / "train"  # a manifest names its folder
@@ -31,7 +35,7 @@ def read_idx(data: bytes) -> None:
     kind, body = (data[0] if data else 0), data[1:]
     path = FOLDER / ("file.gz" if kind & 1 else "file")
     path.write_bytes(gzip.compress(body, compresslevel=1) if kind & 2 else body)
-    array = sources.read_idx(path, dimensions=1 if kind & 4 else 3)
+    array = idx.read_idx(path, dimensions=1 if kind & 4 else 3)
     assert array.size <= len(body)
 
 
@@ -42,7 +46,37 @@ def read_split(data: bytes) -> None:
     assert sum(count for _, count, _ in manifest.shards) == manifest.num_images
 
 
-READERS: dict[str, Callable[[bytes], None]] = {"idx": read_idx, "manifest": read_split}
+def read_tar(data: bytes) -> None:
+    """Read as a tar shard."""
+    path = FOLDER / "shard.tar"
+    path.write_bytes(data)
+    shard = File(str(path), len(data))
+    for member, label in tar.index(shard):
+        assert label >= -1
+        assert 0 < member.offset <= member.offset + member.size <= len(data)
+        assert not member.name.startswith("/")
+        assert ".." not in member.name.split("/")
+
+
+READERS: dict[str, Callable[[bytes], None]] = {"idx": read_idx, "manifest": read_split, "tar": read_tar}
+
+
+def shard(form: int) -> bytes:
+    """Return a small shard with a long name."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as archive:
+        for name, content in (
+            ("a.jpg", b"x"),
+            ("a.cls", b"1"),
+            (f"{'b' * 80}/{'c' * 90}.png", b""),
+            ("d.json", b'{"label": 2}'),
+        ):
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    return file.getvalue()
+
+
 SEEDS: dict[str, list[bytes]] = {
     "idx": [
         b"\0" + bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 1, 2, 3, 4]),
@@ -59,6 +93,7 @@ SEEDS: dict[str, list[bytes]] = {
             }
         ).encode()
     ],
+    "tar": [shard(form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)],
 }  # fmt: skip
 
 

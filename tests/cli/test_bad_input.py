@@ -30,7 +30,7 @@ def complaint(capsys, *arguments):
     """Run a command that must fail as bad input does; return its one line."""
     assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert all(line.endswith("(estimates)") for line in captured.out.splitlines())  # made before the images are read
     assert captured.err.startswith("jlt: ")
     assert captured.err.count("\n") == 1
     assert captured.err.endswith("\n")
@@ -124,7 +124,7 @@ def test_a_bad_folder_of_images_is_refused(photos, tmp_path, capsys, spoil, name
 def test_a_broken_image_is_left_out_when_asked(photos, tmp_path, capsys, spoil):
     spoil(photos)
     assert main(["encode", str(photos), str(tmp_path / "latents"), "--image-size", "8", "--skip-broken"]) == 0
-    assert capsys.readouterr().out.startswith("1 images cannot be decoded")
+    assert "1 images cannot be decoded" in capsys.readouterr().out
 
 
 def test_images_that_are_all_broken_are_refused(photos, tmp_path, capsys):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jlt.data import Subset, held_out_indices, open_source
-from jlt.data.sources import read_idx
+from jlt.data.idx import read_idx
 
 
 def idx_bytes(array):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import jlt
 from jlt.data import Pixels, encode
-from jlt.data.sources import Arrays
+from jlt.data.idx import Arrays
 from jlt.nn import checkpoint
 from jlt.sampling import SOLVERS, Field, classifier_free
 from jlt.sampling.field import Passes

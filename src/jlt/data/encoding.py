@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
+from jlt.data.autoencoders import KNOWN, PREFIX, open_autoencoder
 from jlt.data.batches import cut, read_batches, read_ranges
 from jlt.data.images import BrokenImage, quiet
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
@@ -39,7 +40,7 @@ from jlt.data.writing import Summary, fit_affine, identity, moments, read_summar
 from jlt.processes import Processes, joined, open_device
 
 NORMALISATIONS = ("none", "global", "channel")
-OFFLINE = ("patch-pca", "pixels")
+OFFLINE = ("patch-pca", "pixels")  # made of the images themselves
 
 
 def encode(
@@ -55,6 +56,7 @@ def encode(
     mirrored: bool = False,
     shard_size: int = 4096,
     batch_size: int | None = None,
+    dtype: str = "float32",
     skip_broken: bool = False,
     upscale: bool = False,
     device: str = "cpu",
@@ -65,31 +67,39 @@ def encode(
     Args:
         source: a spec such as "mnist" or "folder:photos" (jlt.data.sources).
         out: the folder; an unfinished encoding in it is continued, a finished one mended where shards are damaged.
-        representation: patch-pca, fitted to the training images, or pixels.
+        representation: patch-pca, fitted to the training images; pixels; or an autoencoder (jlt.data.autoencoders):
+            flux2, flux2-small-decoder, autoencoder:FOLDER_OR_ID.
         image_size: side of the square crop (photographs: 256 by default).
         stride: side of a patch, 4 by default (patch-pca).
         channels: components kept (patch-pca), all by default.
         num_held_out: images set apart, evenly over the classes.
         normalise: "none", the latents as the representation gives them; "global", one scale for all channels, which
             makes the mean channel variance 1; or "channel", one each, which makes every variance 1 (patch-pca, whose
-            channels are uncorrelated, is whitened by that). By default what suits the representation.
+            channels are uncorrelated, is whitened by that). By default none for an autoencoder that states its own
+            normalisation, channel for one that does not, global for the others.
         mirrored: encode the mirror image of each training image, too.
         shard_size: images a shard.
-        batch_size: images at once, 256 by default.
+        batch_size: images at once, 256 by default, or 16 for an autoencoder, whose rounding may depend on it.
+        dtype: of an autoencoder's weights, float32 or bfloat16.
         skip_broken: leave out images that cannot be decoded, named in skipped.json, instead of stopping at the first.
         upscale: enlarge images that are smaller than the crop, instead of stopping at the first.
         device: where the representation runs.
         announce: called with one line that estimates time and disk before the work starts.
     """
-    files.choose("representation", representation, dict.fromkeys(OFFLINE))
+    learned = representation in KNOWN or representation.startswith(PREFIX)
+    if not learned:
+        files.choose("representation", representation, dict.fromkeys((*OFFLINE, *KNOWN, f"{PREFIX}FOLDER_OR_ID")))
+        if dtype != "float32":
+            raise ValueError(f"dtype is that of an autoencoder's weights, {representation} is not one, got {dtype}")
     if normalise is not None:
         files.choose("normalisation", normalise, dict.fromkeys(NORMALISATIONS))
-    batch_size = 256 if batch_size is None else batch_size
+    if batch_size is None:
+        batch_size = 16 if learned else 256
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if representation == "pixels" and (stride, channels) != (None, None):
-        raise ValueError(f"pixels have stride 1 and keep all channels, got stride {stride} and channels {channels}")
+    if representation != "patch-pca" and (stride, channels) != (None, None):
+        raise ValueError(f"{representation} has its own stride and channels, got stride {stride}, channels {channels}")
     where = open_device(device)
     with joined() as processes:
 
@@ -111,15 +121,15 @@ def encode(
             "source_fingerprint": opened.fingerprint,
             "image_shape": list(opened.image_shape),
             "representation": representation,
-            "stride": (4 if stride is None else stride) if representation == "patch-pca" else 1,
+            "stride": {"pixels": 1, "patch-pca": stride or 4}.get(representation),
             "channels": channels,
             "num_held_out": num_held_out,
-            "normalise": normalise or "global",
+            "normalise": normalise or (None if learned else "global"),
             "mirrored": mirrored,
             "shard_size": shard_size,
             "skip_broken": skip_broken,
             "upscale": upscale,
-        }
+        } | ({"dtype": dtype, "batch_size": batch_size} if learned else {})
         existed = out.exists()
         begun = processes.first(lambda: claim(out, settings))
         # the lock is outside of what clears up: another process's work is not ours to remove
@@ -190,7 +200,7 @@ def fill(
 
     def finish() -> None:
         mean, variance = moments(written["train"](), shape[1] * shape[2])
-        kind = settings["normalise"]
+        kind = settings["normalise"] or encoder.normalisation
         affine = identity(encoder.channels) if kind == "none" else fit_affine(mean, variance, kind)
         scale = torch.tensor(affine.scale, dtype=torch.float64)
         for split, summaries in written.items():
@@ -292,6 +302,8 @@ def make_representation(folder: Path, training: Source, settings: dict[str, Any]
     made: Representation
     if settings["representation"] == "pixels":
         made = Pixels(training.image_shape[0])
+    elif settings["representation"] != "patch-pca":
+        made = open_autoencoder(settings["representation"], settings["dtype"])
     else:
         batches = read_batches(training, 0, len(training), batch_size)
         progress = tqdm(batches, desc="fitting patch PCA", total=-(-len(training) // batch_size), disable=None)

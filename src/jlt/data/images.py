@@ -1,4 +1,4 @@
-"""Reading one image file: JPEG, PNG or WebP of any mode to 8-bit RGB, and the crop that the field trains on."""
+"""Reading one image: JPEG, PNG or WebP of any mode to 8-bit RGB, and the crop that the field trains on."""
 
 import contextlib
 import io
@@ -19,8 +19,15 @@ class BrokenImage(ValueError):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a file to RGB: EXIF orientation obeyed, transparency over white, 16-bit grey scaled to 8 bits."""
-    data = path.read_bytes()  # out here: a disk that fails is no broken image
+    """Decode a file to RGB; see `decode`."""
+    return decode(path.read_bytes(), str(path))  # read out here: a disk that fails is no broken image
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """Decode to RGB: EXIF orientation obeyed, transparency over white, 16-bit grey scaled to 8 bits.
+
+    What cannot be decoded is a BrokenImage that gives the image's `name`.
+    """
     try:
         with quiet(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -28,13 +35,13 @@ def read_image(path: Path) -> Image.Image:
                 raise Image.DecompressionBombError(f"{pixels} pixels, at most {MAX_PIXELS} are decompressed")
             return to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
-        raise BrokenImage(f"{path} is not a JPEG, PNG or WebP image ({len(data)} bytes)") from None
+        raise BrokenImage(f"{name} is not a JPEG, PNG or WebP image ({len(data)} bytes)") from None
     except Image.DecompressionBombError as error:  # Pillow's, or the one above
-        raise BrokenImage(f"{path} is larger than an image may be: {error}") from None
+        raise BrokenImage(f"{name} is larger than an image may be: {error}") from None
     except MemoryError:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
-        raise BrokenImage(f"{path} cannot be decoded: {error}") from None
+        raise BrokenImage(f"{name} cannot be decoded: {error}") from None
 
 
 @contextlib.contextmanager
@@ -69,3 +76,13 @@ def adm_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "s s 3"]:
     image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def square(image: Image.Image, size: int, upscale: bool, name: str) -> UInt8[np.ndarray, "s s 3"]:
+    """Crop to `size`; an image smaller than that is a ValueError that gives its `name`, unless it may be upscaled."""
+    if min(image.size) < size and not upscale:
+        raise ValueError(
+            f"{name} is {image.width} x {image.height}, smaller than the crop of {size}; "
+            "ask for a smaller image size, or for upscaling"
+        )
+    return adm_crop(image, size)

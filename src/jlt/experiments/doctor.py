@@ -7,6 +7,7 @@ own network on synthetic latents of the right shape for a few steps, save, and g
 
 import contextlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import resource
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -163,7 +165,7 @@ def sharded_step(rank: int, count: int, port: int, kind: str) -> None:
         dist.all_reduce(total)
         assert total.item() == count * (count - 1) / 2, f"the sum over {count} processes is {total.item()}"
         models = [Transformer(TINY, seed=1).to(device) for _ in range(2)]
-        mesh = dist.init_device_mesh(kind, (count,))
+        mesh = init_device_mesh(kind, (count,))
         for block in models[1].blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(models[1], mesh=mesh)
@@ -173,7 +175,7 @@ def sharded_step(rank: int, count: int, port: int, kind: str) -> None:
             optimizer.step()
         for (name, plain), split in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
             whole = split.full_tensor() if isinstance(split, DTensor) else split
-            torch.testing.assert_close(whole, plain, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(whole, plain, msg=f"{name} differs under FSDP2")
     finally:
         dist.destroy_process_group()
 
@@ -221,7 +223,7 @@ def rehearse(
         lines = [line["step"] for line in read_metrics(run)]
         if lines != list(range(1, steps + 1)):
             raise RuntimeError(f"metrics.jsonl has the steps {lines}, 1 to {steps} are expected")
-        pauses = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+        pauses = sorted(b - a for a, b in itertools.pairwise(times))
         median = pauses[len(pauses) // 2]
         peak = torch.cuda.max_memory_allocated() if where else peak_resident()
     rate = micro_batch_size / median
@@ -252,8 +254,8 @@ def synthetic_latents(folder: Path, expected: Expected, num_images: int) -> None
     train_folder = folder / "train"
     train_folder.mkdir()
     values = torch.randn(2, num_images, *expected.shape, generator=torch.Generator().manual_seed(0)).half()
-    labels = torch.arange(num_images) % max(expected.num_classes, 1) if expected.num_classes else -torch.ones(num_images)
-    write_shard(train_folder, 0, {"latents": values[0], "mirrored": values[1], "labels": labels.long()})
+    labels = torch.arange(num_images) % expected.num_classes if expected.num_classes else torch.full((num_images,), -1)
+    write_shard(train_folder, 0, {"latents": values[0], "mirrored": values[1], "labels": labels})
     summary = read_summary(train_folder, 0)
     assert summary is not None
     mean, variance = moments([summary], height * width)
