@@ -47,13 +47,17 @@ def read_split(data: bytes) -> None:
 
 
 def read_tar(data: bytes) -> None:
-    """Read as a tar shard."""
+    """Read as a tar shard; an odd first byte mends the checksums, which chance would hardly meet."""
+    body = bytearray(data[1:])
+    for start in range(0, len(body) - 511, 512) if data[:1] and data[0] & 1 else ():
+        body[start + 148 : start + 156] = b" " * 8
+        body[start + 148 : start + 156] = b"%06o\0 " % sum(body[start : start + 512])
     path = FOLDER / "shard.tar"
-    path.write_bytes(data)
-    shard = File(str(path), len(data))
+    path.write_bytes(body)
+    shard = File(str(path), len(body))
     for member, label in tar.index(shard):
         assert label >= -1
-        assert 0 < member.offset <= member.offset + member.size <= len(data)
+        assert 0 < member.offset <= member.offset + member.size <= len(body)
         assert not member.name.startswith("/")
         assert ".." not in member.name.split("/")
 
@@ -93,7 +97,7 @@ SEEDS: dict[str, list[bytes]] = {
             }
         ).encode()
     ],
-    "tar": [shard(form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)],
+    "tar": [b"\0" + shard(form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)],
 }  # fmt: skip
 
 

@@ -1,15 +1,18 @@
 """Small networks with random weights stand for the released ones: the same classes, configs and files."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from jlt.data import Representation, load_representation
-from jlt.data.autoencoders import CLASSES, KNOWN, WEIGHTS, open_autoencoder
+from jlt.data.autoencoders import CLASSES, HEADER, KNOWN, WEIGHTS, open_autoencoder
 from jlt.data.representations import to_uint8
 
 TWO = {"block_out_channels": (8, 8), "layers_per_block": 1}
@@ -123,9 +126,25 @@ def images(number=2, size=16, channels=3):
 
 
 @pytest.fixture(autouse=True)
+def asked(tmp_path, monkeypatch):
+    """Cut the network and empty the Hub's cache; yields the addresses that were tried."""
+    import huggingface_hub
+
+    addresses = []
+
+    class Session:
+        def head(self, url, timeout):
+            addresses.append(url)
+            raise OSError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return addresses
+
+
+@pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("JLT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path / "home" / "autoencoders"
 
 
@@ -481,17 +500,53 @@ def test_opening_and_using_one_leaves_the_random_numbers_alone(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_hub_is_asked_once_where_there_is_no_network(monkeypatch):
-    asked = []
+def test_what_the_hub_has_cached_needs_no_network(tmp_path, asked, home):
+    cached = tmp_path / "hub" / "models--org--name"
+    network = make(cached / "snapshots" / ("0" * 40) / "vae", "scaled")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    latents = open_autoencoder("autoencoder:org/name/vae").encode(images())
+    expected = network.encode(images().float() / 127.5 - 1).latent_dist.mode() * 0.18215
+    torch.testing.assert_close(latents, expected)
+    assert not asked
 
-    class Session:
-        def head(self, url, timeout):
-            asked.append(url)
-            raise OSError("no route to host")
 
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+def test_the_hub_is_asked_once_where_there_is_no_network(asked, home):
     with pytest.raises(ValueError, match="no route to host"):
-        open_autoencoder("autoencoder:jlt-tests/absent/vae")
-    assert asked == ["https://huggingface.co/jlt-tests/absent/resolve/main/vae/config.json"]
+        open_autoencoder("autoencoder:org/name/vae")
+    assert asked == ["https://huggingface.co/org/name/resolve/main/vae/config.json"]
+
+
+entries = st.none() | st.booleans() | st.integers(-3, 40) | st.floats() | st.text(max_size=8)
+entries = entries | st.lists(entries, max_size=3) | st.dictionaries(st.text(max_size=3), entries, max_size=2)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    make(folder / "a", "flux2")
+    opened = open_autoencoder(f"autoencoder:{folder / 'a'}")
+    opened.with_decoder(f"autoencoder:{folder / 'a'}").save(folder / "b")
+    return folder
+
+
+@settings(max_examples=40)
+@given(st.sampled_from([*HEADER, "decoder"]), entries)
+def test_a_reference_of_any_content_is_read_or_refused(saved, entry, value):
+    header = json.loads((saved / "b" / "representation.json").read_text())
+    folder = saved / "changed"
+    shutil.copytree(saved / "b", folder, dirs_exist_ok=True)
+    (folder / "representation.json").write_text(json.dumps({**header, entry: value}))
+    with contextlib.suppress(ValueError):
+        assert load_representation(folder).fingerprint
+
+
+@settings(max_examples=15)
+@given(st.sampled_from(sorted(SMALL["flux2"][1])), entries)
+def test_a_config_of_any_content_is_opened_or_refused(saved, entry, value):
+    config = json.loads((saved / "a" / "config.json").read_text())
+    folder = saved / "configured"
+    shutil.copytree(saved / "a", folder, dirs_exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**config, entry: value}))
+    with contextlib.suppress(ValueError):
+        assert open_autoencoder(f"autoencoder:{folder}").encode(images()).isfinite().all()

@@ -150,11 +150,11 @@ class Autoencoder:
                     folder = locate(self.source)
                 except ValueError as error:
                     raise ValueError(f"{error}; weights of SHA-256 {self.sha256} may also lie in {folder}") from None
-            paths = find_weights(folder, self.source)
+            paths = find_weights(folder, weights_name(self.source))
             if (found := digest(paths)) != self.sha256:
                 raise ValueError(f"{folder} holds weights of SHA-256 {found}, the latents were made with {self.sha256}")
-            model = fill(build(self.class_name, self.config), read_tensors(paths), folder)
-            self.models[key] = model.to(device, DTYPES[self.dtype])
+            model = build(self.class_name, self.config)
+            self.models[key] = fill(model, read_tensors(paths), DTYPES[self.dtype], folder).to(device)
         return self.models[key]
 
     def with_decoder(self, spec: str) -> "Autoencoder":
@@ -213,7 +213,7 @@ def load_autoencoder(header: dict[str, Any], tensors: dict[str, Tensor], prefix:
     shift, std = (tensors[prefix + name].float() for name in ("shift", "std"))
     if not shift.shape == std.shape == (values["channels"],):
         raise ValueError(f"shift is {list(shift.shape)} and std {list(std.shape)}, for {values['channels']} channels")
-    decoder = load_autoencoder(header["decoder"], tensors, "decoder.") if header.get("decoder") else None
+    decoder = load_autoencoder(header["decoder"], tensors, "decoder.") if not prefix and "decoder" in header else None
     return Autoencoder(**values, shift=shift, std=std, decoder=decoder)
 
 
@@ -227,7 +227,7 @@ def open_autoencoder(spec: str, dtype: str = "float32") -> Autoencoder:
     folder = locate(spec)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json, an autoencoder of diffusers is wanted")
-    stated, paths = files.read_json(folder / "config.json"), find_weights(folder, spec)
+    stated, paths = files.read_json(folder / "config.json"), find_weights(folder, weights_name(spec))
     if not isinstance(stated, dict):
         raise ValueError(f"{folder / 'config.json'} holds {stated!r:.40}, the config of an autoencoder is wanted")
     class_name = str(stated.get("_class_name"))
@@ -238,10 +238,10 @@ def open_autoencoder(spec: str, dtype: str = "float32") -> Autoencoder:
     try:
         shape = to_raw(model, torch.zeros(1, image_channels, PROBE, PROBE, device="meta")).shape
         normalisation, shift, std = stated_normalisation(model, shape[1], paths)
-    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+    except Exception as error:  # see `build`
         raise ValueError(f"{folder} is no {class_name}: {one_line(error)}") from None
     return Autoencoder(
-        source=spec if spec in KNOWN or not Path(spec.removeprefix(PREFIX)).is_dir() else f"{PREFIX}{folder}",
+        source=f"{PREFIX}{folder}" if local(spec) else spec,
         class_name=class_name,
         config=config,
         sha256=digest(paths),
@@ -316,14 +316,14 @@ def build(class_name: str, config: dict[str, Any]) -> Any:
     try:
         with torch.device("meta"):
             model = made(**{name: value for name, value in config.items() if name in taken})
-    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+    except Exception as error:  # no class says what it makes of a wrong config
         raise ValueError(f"no {class_name} can be made of its config: {one_line(error)}") from None
     if unknown := sorted(config.keys() - model.config.keys()):  # some classes add entries that they do not take
         raise ValueError(f"{class_name} of diffusers {diffusers.__version__} knows no {', '.join(unknown)}")
     return model.eval().requires_grad_(False)
 
 
-def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
+def fill(model: Any, tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> Any:
     """Give a network its weights; tensors that are missing, too many, or of another shape are a ValueError."""
     tensors, expected = rename(tensors, model.config), model.state_dict()
     tensors = {
@@ -338,7 +338,7 @@ def fill(model: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
             )
     if unknown := sorted(tensors.keys() - expected.keys()):
         raise ValueError(f"the weights in {folder} hold {unknown[0]}, which a {type(model).__name__} has not")
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     return model
 
 
@@ -357,29 +357,39 @@ def rename(tensors: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     return {pattern.sub(lambda m: f"{m[1]}.{older[m[2]]}.", name): tensor for name, tensor in tensors.items()}
 
 
+def weights_name(spec: str) -> str:
+    return KNOWN[spec].weights if spec in KNOWN else WEIGHTS
+
+
 def home() -> Path:
     """Return the folder for autoencoders, $JLT_HOME/autoencoders."""
     return Path(os.environ.get("JLT_HOME") or "~/.cache/jlt").expanduser() / "autoencoders"
 
 
+def local(spec: str) -> Path | None:
+    """Return the folder that a spec names outright, if it does."""
+    path = os.path.expanduser(spec.removeprefix(PREFIX))
+    return Path(path).resolve() if spec.startswith(PREFIX) and os.path.isdir(path) else None
+
+
 def locate(spec: str) -> Path:
     """Return the folder of config.json and weights that a spec names, fetched from the Hub if need be."""
-    if not spec.startswith(PREFIX):
-        place = files.choose("autoencoder", spec, KNOWN)
-    else:
+    if folder := local(spec):
+        return folder
+    if spec.startswith(PREFIX):
         named = spec.removeprefix(PREFIX)
-        if named and Path(named).is_dir():
-            return Path(named).resolve()
         parts = named.split("/")
         if len(parts) < 2 or not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts):
-            raise ValueError(f"there is no folder {named}, nor is it the ORG/NAME or ORG/NAME/SUBFOLDER of a Hub")
+            raise ValueError(f"there is no folder {named}, nor is it ORG/NAME or ORG/NAME/SUBFOLDER of the Hub")
         place = Place("/".join(parts[:2]), "/".join(parts[2:]))
+    else:
+        place = files.choose("autoencoder", spec, KNOWN)
     folder = home() / place.repository / place.subfolder
     if folder.is_dir():
         return folder
     try:
         return download(place)
-    except Exception as error:  # of its many causes, all end here
+    except Exception as error:  # no network, no such repository, no permission, no client: all end here
         raise ValueError(
             f"{spec} is neither in {folder} nor to be had from the Hub ({one_line(error)}): "
             f"put config.json and {place.weights} from {place.url} into {folder}"
@@ -387,31 +397,30 @@ def locate(spec: str) -> Path:
 
 
 def download(place: Place) -> Path:
-    """Fetch config.json and weights from the Hub, or find them in its cache, and return their folder."""
-    from huggingface_hub import get_session, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    def fetch(name: str) -> Path:
-        path = f"{place.subfolder}/{name}".lstrip("/")
-        try:
-            return Path(hf_hub_download(place.repository, path, local_files_only=True))
-        except LocalEntryNotFoundError:
-            # one try, for where there is no network the client's own take half a minute
-            get_session().head(hf_hub_url(place.repository, path), timeout=10)
-            return Path(hf_hub_download(place.repository, path))
-
-    folder = fetch("config.json").parent
+    """Return the folder of config.json and weights in the Hub's own cache, fetched if they are not there yet."""
     try:
-        fetch(place.weights)
-    except EntryNotFoundError:
-        for name in parts_of(fetch(INDEX)):
-            fetch(name)
-    return folder
+        from huggingface_hub import get_session, hf_hub_url, snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError:
+        raise ValueError("it needs the package huggingface_hub: pip install 'jlt[autoencoders]'") from None
+    names = ["config.json", place.weights, INDEX, WEIGHTS.replace(".", "-*-of-*.")]
+    paths = [f"{place.subfolder}/{name}".lstrip("/") for name in names]
+
+    def fetch(offline: bool) -> Path:
+        root = snapshot_download(place.repository, allow_patterns=paths, local_files_only=offline)
+        find_weights(Path(root, place.subfolder), place.weights)
+        return Path(root, place.subfolder)
+
+    try:
+        return fetch(offline=True)
+    except (LocalEntryNotFoundError, ValueError):
+        # one try: where there is no network, the client's own take half a minute
+        get_session().head(hf_hub_url(place.repository, paths[0]), timeout=10)
+        return fetch(offline=False)
 
 
-def find_weights(folder: Path, spec: str) -> list[Path]:
+def find_weights(folder: Path, preferred: str = WEIGHTS) -> list[Path]:
     """Return the safetensors files of the weights in a folder, in the order of their names."""
-    preferred = KNOWN[spec].weights if spec in KNOWN else WEIGHTS
     for name in (preferred, WEIGHTS):
         if (folder / name).is_file():
             return [folder / name]
