@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -147,7 +147,7 @@ def collectives(device: torch.device) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(sharded_step, (count, port, device.type), nprocs=count)  # type: ignore[no-untyped-call]
+    spawn(sharded_step, (count, port, device.type), nprocs=count)  # type: ignore[no-untyped-call]
     backend = "nccl" if device.type == "cuda" else "gloo"
     return f"{count} processes over {backend}: a sum, and a step under FSDP2 that equals the plain one"
 

@@ -163,6 +163,7 @@ def describe(config: TrainConfig, data: Latents, base: Checkpoint | None) -> dic
         "target": config.target,
         "floor": config.floor,
         "init": None if base is None else base.header["files"][f"{starting_weights(base)}.safetensors"],
+        "noise_scale": config.noise_scale,
         "training": json.loads(json.dumps(dataclasses.asdict(config))),
         "latents": {
             "affine": dataclasses.asdict(data.manifest.affine),
@@ -190,7 +191,8 @@ def start(
         return state
     prune(run, config)  # a run that was stopped between saving and pruning has one too many
     saved = checkpoint.read(run)
-    refuse_changes(saved.header["training"], header["training"], run)
+    defaults = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))  # of settings that are newer than the run
+    refuse_changes(defaults | saved.header["training"], header["training"], run)
     refuse_changes({"init": saved.header.get("init")}, {"init": header["init"]}, run)
     refuse_changes(saved.header["latents"], json.loads(json.dumps(header["latents"])), run)
     if saved.step > config.steps:
