@@ -28,7 +28,11 @@ COMMANDS = {
     "geometry": "measure the latents' spectrum, and what each prediction target makes of it",
     "compare": "train and measure runs that differ in declared settings and in nothing else",
     "report": "write a page from a record",
+    "import": "turn the authors' checkpoint, or their latents, into ours",
+    "doctor": "say what this machine has, and rehearse a training on it",
 }
+
+MODULES = {"import": "import_"}  # where a command's name is a word of Python
 
 HELP = f"""jlt {__version__}: clean-latent prediction in latent diffusion Transformers
 
@@ -50,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         files.choose("command", arguments[0], COMMANDS)
-        command = importlib.import_module(f"jlt.cli.{arguments[0]}")
+        command = importlib.import_module(f"jlt.cli.{MODULES.get(arguments[0], arguments[0])}")
         program, rest, defaults = f"jlt {arguments[0]}", arguments[1:], {}
         if hasattr(command, "PRESETS"):
             if not rest or rest[0].startswith("-"):

@@ -5,8 +5,8 @@ import json as json_module
 from pathlib import Path
 
 from jlt import files
+from jlt.experiments import presets
 from jlt.experiments.doctor import checks, examine, training_checks
-from jlt.experiments.presets import PRESETS
 from jlt.processes import open_device
 
 
@@ -39,7 +39,7 @@ def run(
         raise ValueError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a folder is wanted")
     todo = checks(folder, open_device(device))
     if train is not None:
-        preset = files.choose("preset", train, PRESETS)
+        preset = files.choose("preset", train, presets.PRESETS)
         todo |= training_checks(preset.config, preset.expected, folder, device, steps, micro_batch_size)
     findings = []
     for name, check in todo.items():
