@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from jlt.data import Representation, load_representation
-from jlt.data.autoencoders import CLASSES, HEADER, KNOWN, WEIGHTS, open_autoencoder
+from jlt.data.autoencoders import CLASSES, HEADER, KNOWN, WEIGHTS, build, from_raw, open_autoencoder, to_raw
 from jlt.data.representations import to_uint8
 
 TWO = {"block_out_channels": (8, 8), "layers_per_block": 1}
@@ -216,6 +217,18 @@ def test_flux2_agrees_with_the_reference_both_ways(golden):
     assert relative(latents, vectors["latent"]) < 1e-5
     assert relative(opened.decode_to_float(vectors["latent"]), vectors["decoded"]) < 1e-5
     assert relative(opened.decode_to_float(latents), vectors["decoded"]) < 1e-5
+
+
+def test_flux2_at_full_size_has_84_million_parameters_and_its_small_decoder_28():
+    full = build("AutoencoderKLFlux2", {})
+    small = build("AutoencoderKLFlux2", {"decoder_block_out_channels": [96, 192, 384, 384]})
+    assert sum(p.numel() for p in full.parameters()) == pytest.approx(84.0e6, rel=1e-3)
+    assert sum(p.numel() for p in small.decoder.parameters()) == pytest.approx(28e6, rel=0.02)
+    assert sum(p.numel() for p in small.encoder.parameters()) == sum(p.numel() for p in full.encoder.parameters())
+    images = torch.zeros(2, 3, 256, 256, device="meta")
+    for network in (full, small):
+        assert to_raw(network, images).shape == (2, 128, 16, 16)
+        assert from_raw(network, to_raw(network, images)).shape == images.shape
 
 
 def test_bfloat16_rounds_the_weights_and_not_the_normalisation(golden):
@@ -550,3 +563,12 @@ def test_a_config_of_any_content_is_opened_or_refused(saved, entry, value):
     (folder / "config.json").write_text(json.dumps({**config, entry: value}))
     with contextlib.suppress(ValueError):
         assert open_autoencoder(f"autoencoder:{folder}").encode(images()).isfinite().all()
+
+
+@pytest.mark.parametrize("package", ["diffusers", "huggingface_hub"])
+def test_a_missing_package_is_one_line_with_the_extra_to_install(tmp_path, monkeypatch, home, package):
+    make(tmp_path / "a", "scaled")
+    monkeypatch.setitem(sys.modules, package, None)
+    spec = "flux2" if package == "huggingface_hub" else f"autoencoder:{tmp_path / 'a'}"
+    with pytest.raises(ValueError, match=rf"{package}: pip install 'jlt\[autoencoders\]'"):
+        open_autoencoder(spec)

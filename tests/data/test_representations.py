@@ -122,6 +122,7 @@ def test_a_saved_representation_is_the_same_when_loaded(tmp_path, make):
     loaded = load_representation(tmp_path)
     assert loaded.fingerprint == made.fingerprint
     assert (loaded.name, loaded.channels, loaded.stride) == (made.name, made.channels, made.stride)
+    assert loaded.normalisation == made.normalisation == "global"
     assert torch.equal(loaded.encode(images), made.encode(images))
 
 

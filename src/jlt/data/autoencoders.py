@@ -22,6 +22,9 @@ config, dtype, and the SHA-256 of the weights (of the file; of several, the SHA-
 names); tensors.safetensors holds the normalisation. So loading needs neither diffusers nor weights. The first encode or
 decode opens the weights, from the folder SHA-256 of `$JLT_HOME/autoencoders` if it is there, otherwise from the source.
 
+Latents of one autoencoder may be decoded by another of the same latents, FLUX.2's by the small decoder: `with_decoder`.
+A network's last bits depend on the batch size, for its products are then summed in another order.
+
 To add a class, give it a row in CLASSES and a small config in tests/data/test_autoencoders.py.
 """
 
@@ -152,7 +155,10 @@ class Autoencoder:
                     raise ValueError(f"{error}; weights of SHA-256 {self.sha256} may also lie in {folder}") from None
             paths = find_weights(folder, weights_name(self.source))
             if (found := digest(paths)) != self.sha256:
-                raise ValueError(f"{folder} holds weights of SHA-256 {found}, the latents were made with {self.sha256}")
+                raise ValueError(
+                    f"{folder} holds weights of SHA-256 {found}, the latents were made with {self.sha256}; "
+                    f"those may lie in {home() / self.sha256}"
+                )
             model = build(self.class_name, self.config)
             self.models[key] = fill(model, read_tensors(paths), DTYPES[self.dtype], folder).to(device)
         return self.models[key]
@@ -234,8 +240,8 @@ def open_autoencoder(spec: str, dtype: str = "float32") -> Autoencoder:
     files.choose("autoencoder class", class_name, CLASSES)
     config = {name: value for name, value in stated.items() if not name.startswith("_")}
     model = build(class_name, config)
-    image_channels = int(model.config.get("in_channels") or model.config.get("input_channels") or 3)
     try:
+        image_channels = int(model.config.get("in_channels") or model.config.get("input_channels") or 3)
         shape = to_raw(model, torch.zeros(1, image_channels, PROBE, PROBE, device="meta")).shape
         normalisation, shift, std = stated_normalisation(model, shape[1], paths)
     except Exception as error:  # see `build`
