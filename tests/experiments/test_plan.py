@@ -21,7 +21,11 @@ UNCONDITIONAL = Expected((4, 8, 8), num_classes=0, num_images=100)
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        *((preset.config, preset.expected) for preset in PRESETS.values()),
+        *(
+            (PRESETS[name].config, PRESETS[name].expected)
+            for name in ("jlt-b-1", "jlt-b-2", "jlt-b-1-jit", "jlt-b-2-512", "jlt-s-2", "digits")
+        ),
+        (replace(PRESETS["jlt-h-1-jit"].config, size="8x1280x16", in_context_start=3), Expected()),
         (replace(PAPER, size="5x64x2", bottleneck=6), UNCONDITIONAL),
         (replace(PAPER, size="5x64x2", in_context_tokens=9), Expected((4, 8, 8), 3, 100)),
     ],

@@ -215,8 +215,8 @@ def test_what_was_saved_before_an_option_was_known_is_resumed_and_sampled_withou
     assert not new & json.loads(json.dumps(header["training"])).keys()
     (folder / "checkpoint.json").write_text(json.dumps(header))
     assert load(folder).sample([0], steps=2, progress=False).latents.isfinite().all()
-    with pytest.raises(ValueError, match=r"dropout is 0.0 there and 0.5 here"):
-        train(dataclasses.replace(CONFIG, size="1x16x2", dropout=0.5), latents, tmp_path / "run")
+    with pytest.raises(ValueError, match="bottleneck is 0 there and 3 here"):
+        train(dataclasses.replace(CONFIG, bottleneck=3), latents, tmp_path / "run")
     last = train(CONFIG, latents, tmp_path / "run")
     whole = train(CONFIG, latents, tmp_path / "whole")
     assert files.sha256(last / "optimizer.safetensors") == files.sha256(whole / "optimizer.safetensors")

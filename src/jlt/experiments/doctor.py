@@ -234,8 +234,8 @@ def rehearse(
     return (
         f"{planned.name}, {steps} steps of {micro_batch_size} images on {device} in {config.dtype}, saved and resumed "
         f"after {steps - steps // 2}: {rate:.3g} images/s = {peak_flops / 1e12:.3g} TFLOP/s, at which the whole run "
-        f"takes {hours:,.0f} hours; memory {size(peak)}{'' if where else f' of the process, which had {size(before)} before'}, "
-        f"the plan's estimate is {size(planned.memory_bytes)}"
+        f"takes {hours:,.0f} hours; memory {size(peak)}{'' if where else f' (the process, {size(before)} before)'}, the "
+        f"plan's estimate is {size(planned.memory_bytes)}"
     )
 
 
