@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jlt.flow.random import MASK, Stream, normal, permutation, philox, uniform
+from jlt.flow.random import MASK, Stream, kept, normal, permutation, philox, uniform
 
 KNOWN = [  # Random123's kat_vectors for philox4x32-10: counter, key, result
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -77,3 +77,22 @@ def test_no_global_state_is_read_or_written() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
     assert torch.equal(normal(0, Stream.NOISE, 0, torch.arange(3), (4,)), first)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.99])
+def test_dropout_keeps_the_stated_share_independently_at_every_site(rate: float) -> None:
+    masks = torch.stack([kept(5, 9, torch.arange(200), site, (20, 25), rate) for site in (0, 1)]).double()
+    share, count = 1 - rate, masks[0].numel()
+    for mask in masks:
+        assert mask.mean().item() == pytest.approx(share, abs=5 * math.sqrt(rate * share / count) + 2**-17)
+    centred = masks - share
+    products = [centred[0] * centred[1], centred[0][:-1] * centred[0][1:], centred[0, ..., :-1] * centred[0, ..., 1:]]
+    for product in products:  # sites, images and neighbours (which share a word) know nothing of each other
+        assert product.mean().abs().item() <= 5 * rate * share / math.sqrt(product.numel()) + 2**-17
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**31), st.integers(1, 13), st.integers(0, 2**10))
+def test_dropout_of_an_image_does_not_depend_on_its_batch(seed: int, step: int, cut: int, site: int) -> None:
+    index = torch.arange(14)
+    whole = kept(seed, step, index, site, (3, 5), 0.3)
+    assert torch.equal(whole, torch.cat([kept(seed, step, part, site, (3, 5), 0.3) for part in index.split(cut)]))

@@ -28,6 +28,21 @@ def test_a_shift_multiplies_the_ratio_of_noise_to_data(u: float, shift: float) -
     assert (1 - t) / t == pytest.approx(shift * (1 - u) / u, rel=1e-9)
 
 
+@given(st.floats(1e-3, 1 - 1e-3), st.floats(-2, 2), st.floats(0.1, 10))
+def test_a_shift_of_a_logit_normal_is_another_mean(u: float, mean: float, shift: float) -> None:
+    number = torch.tensor([u], dtype=torch.float64)
+    shifted, moved = TimeDensity(mean=mean, shift=shift), TimeDensity(mean=mean - math.log(shift))
+    assert shifted.quantile(number).item() == pytest.approx(moved.quantile(number).item(), rel=1e-9)
+
+
+@given(st.floats(1e-3, 1 - 1e-3), st.floats(0.1, 10))
+def test_a_noise_scale_and_a_shift_of_its_value_mix_signal_and_noise_alike(u: float, scale: float) -> None:
+    number = torch.tensor([u], dtype=torch.float64)
+    plain, shifted = TimeDensity().quantile(number), TimeDensity(shift=scale).quantile(number)
+    # t x + (1 - t) scale n against t' x + (1 - t') n, up to a common factor
+    assert (scale * (1 - plain) / plain).item() == pytest.approx(((1 - shifted) / shifted).item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("density", [TimeDensity(), TimeDensity("uniform"), TimeDensity("uniform", shift=3.0)])
 def test_quantiles_rise_and_stay_inside(density: TimeDensity) -> None:
     t = density.quantile(torch.linspace(1e-4, 1 - 1e-4, 999, dtype=torch.float64))

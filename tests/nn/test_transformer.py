@@ -1,17 +1,23 @@
 """The backbone: agreement with the authors', counts, invariances, and what it runs on."""
 
+import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
-from jlt.nn import SIZES, Transformer, TransformerConfig, authors, model_name
+from jlt.flow import random
+from jlt.nn import SIZES, Dropout, Transformer, TransformerConfig, authors, model_name
 from jlt.nn.transformer import patchify, unpatchify
 
 SMALL = TransformerConfig(
     latent_size=4, latent_channels=3, patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=5
 )
+
+JIT = replace(SMALL, depth=5, bottleneck=7, in_context_tokens=3, in_context_start=2, dropout=0.5)
 
 
 def awake(config: TransformerConfig = SMALL, seed: int = 0) -> Transformer:
@@ -53,18 +59,98 @@ def test_the_papers_sizes_have_the_papers_parameters(size: str, parameters: int)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize("num_classes", [0, 5])
-def test_every_parameter_gets_a_gradient(num_classes: int) -> None:
-    config = TransformerConfig(**{**SMALL.__dict__, "num_classes": num_classes})
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, num_classes=0), JIT])
+def test_every_parameter_gets_a_gradient(config: TransformerConfig) -> None:
     model = awake(config)
     z, t, label = inputs(config, batch=6)
-    model(z, t, label if num_classes else None).square().mean().backward()
+    model(z, t, label if config.num_classes else None, Dropout(0, 0, torch.arange(6))).square().mean().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
 
 
-def test_a_new_network_predicts_zero_whatever_its_input() -> None:
-    assert not Transformer(SMALL)(*inputs()).any()
+@pytest.mark.parametrize("config", [SMALL, JIT])
+def test_a_new_network_predicts_zero_whatever_its_input(config: TransformerConfig) -> None:
+    assert not Transformer(config)(*inputs()).any()
+
+
+def test_a_bottleneck_is_one_linear_map_of_low_rank() -> None:
+    model, (z, t, label) = awake(replace(SMALL, bottleneck=7)), inputs()
+    state = model.state_dict()
+    product = state["embed.weight"] @ state.pop("bottleneck.weight")
+    assert torch.linalg.matrix_rank(product) == 7
+    plain = Transformer(SMALL)
+    plain.load_state_dict(state | {"embed.weight": product})
+    with torch.no_grad():
+        torch.testing.assert_close(model(z, t, label), plain(z, t, label), rtol=1e-4, atol=1e-5)  # another order
+
+
+def test_class_tokens_enter_at_their_block_and_leave_before_the_output() -> None:
+    lengths = []
+    model = awake(JIT)
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    model.norm.register_forward_pre_hook(lambda *_: pytest.fail("the norm's weight is used by itself"))
+    assert model(*inputs()).shape == inputs()[0].shape
+    assert lengths == [4, 4, 7, 7, 7]
+
+
+def test_class_tokens_meet_no_rotation_and_the_image_the_one_of_its_place() -> None:
+    # an independent attention: complex numbers, whose angle is 0 for class tokens; in float64
+    model = awake(JIT).double()
+    block, k = model.blocks[3], JIT.in_context_tokens
+    x = torch.randn(2, k + 4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    places = [(0, 0)] * k + [(row, column) for row in range(2) for column in range(2)]
+    frequency = 10000.0 ** -(torch.arange(4, dtype=torch.float64) / 4)  # 16 dimensions a head: 4 pairs an axis
+    angle = torch.stack([torch.cat([row * frequency, column * frequency]) for row, column in places])
+    with torch.no_grad():
+        q, key, v = block.qkv(x).reshape(2, k + 4, 3, 2, 16).unbind(2)  # (B, N, H, 16)
+        q, key = block.norm_q(q), block.norm_k(key)
+        turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+        q, key = (torch.view_as_complex(side.unflatten(-1, (8, 2))) * turn for side in (q, key))
+        weights = torch.einsum("bnhd,bmhd->bhnm", q, key.conj()).real.div(16**0.5).softmax(-1)
+        expected = block.project(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))
+        found = block.attention(x, model.rotation)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # the table of angles is float32's
+
+
+def test_dropout_acts_in_the_middle_half_of_the_blocks_and_only_when_it_is_asked_for() -> None:
+    config = replace(SMALL, depth=8, dropout=0.5)
+    model, arguments = awake(config), inputs()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+    with torch.no_grad():
+        dropped = model(*arguments, Dropout(0, 0, torch.arange(3)))
+        trace, seen[:] = list(seen), []
+        kept = model(*arguments)
+        assert torch.equal(kept, awake(replace(config, dropout=0.0))(*arguments, Dropout(0, 0, torch.arange(3))))
+        assert not torch.allclose(dropped, kept)
+        condition = F.silu(model.time(arguments[1]) + model.label(arguments[2]))
+        changed = [
+            not torch.equal(block(given, condition, model.rotation), made)
+            for block, (given, made) in zip(model.blocks, trace, strict=True)
+        ]
+    assert changed == [False, False, True, True, True, True, False, False]
+
+
+def test_dropout_of_an_image_depends_on_seed_step_and_its_position_alone() -> None:
+    model, (z, t, label), position = awake(replace(JIT, depth=8)), inputs(batch=6), torch.arange(6)
+    with torch.no_grad():
+        whole = model(z, t, label, Dropout(1, 2, position))
+        parts = [model(z[p], t[p], label[p], Dropout(1, 2, p)) for p in (position[:1], position[1:4], position[4:])]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)  # reduction order
+        for other in (Dropout(3, 2, position), Dropout(1, 3, position), Dropout(1, 2, position + 6)):
+            assert not torch.allclose(model(z, t, label, other), whole, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_preserves_the_mean(dtype: torch.dtype) -> None:
+    rate, x = 0.2, torch.ones(50, 400, 10, dtype=dtype)
+    dropped = Dropout(0, 0, torch.arange(50))(x, rate, site=3)
+    assert dropped.dtype == dtype
+    assert dropped.unique().tolist() == [0.0, 1.25]
+    # 5 standard errors: a kept number is 1 / (1 - rate), so one has variance rate / (1 - rate)
+    assert dropped.double().mean().item() == pytest.approx(1, abs=5 * (rate / (1 - rate) / x.numel()) ** 0.5)
 
 
 def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
@@ -116,11 +202,14 @@ def test_it_runs_in_any_dtype(dtype: torch.dtype) -> None:
     assert (found.float() - exact).norm() < tolerance * exact.norm()
 
 
-def test_a_whole_network_compiles_without_a_break() -> None:
-    model, (z, t, label) = awake(), inputs()
+@pytest.mark.parametrize("config", [SMALL, JIT])
+def test_a_whole_network_compiles_without_a_break(config: TransformerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kept", "words", "philox"):  # the compiler cannot look through the tests' check of shapes
+        monkeypatch.setattr(random, name, inspect.unwrap(getattr(random, name)))
+    model, (z, t, label), dropout = awake(config), inputs(), Dropout(0, 1, torch.arange(3))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(z, t, label), model(z, t, label))
+        torch.testing.assert_close(compiled(z, t, label, dropout), model(z, t, label, dropout))
 
 
 @pytest.mark.slow
@@ -146,6 +235,14 @@ def test_an_unconditional_network_takes_no_label() -> None:
         ({"num_heads": 3}, "hidden_size 32 is not a multiple of 4 x num_heads 3"),
         ({"depth": 0}, r"depth must be a whole number in \[1, 1024\], got 0"),
         ({"num_classes": -1}, r"num_classes must be a whole number in \[0, 16777216\], got -1"),
+        (
+            {"in_context_tokens": 3, "num_classes": 0},
+            "in_context_tokens is 3, an unconditional model has no class tokens",
+        ),
+        ({"in_context_tokens": 3, "in_context_start": 2}, "in_context_start 2 is not below depth 2"),
+        ({"dropout": 0.2}, "dropout 0.2 has no block to act in: depth 2 is not at least 4"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"bottleneck": -1}, r"bottleneck must be a whole number in \[0, 65536\], got -1"),
         ({"version": 2}, "version 2, this jlt knows version 1"),
     ],
 )

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
@@ -46,10 +46,20 @@ def philox(
     return c0, c1, c2, c3
 
 
-def words(seed: int, stream: Stream, step: int, index: Int[Tensor, " b"], count: int) -> Int[Tensor, "b count"]:
-    """Return `count` random 32-bit words for each index, as int64; every argument may be up to 2^32 - 1."""
+def words(
+    seed: int, stream: Stream, step: int, index: Int[Tensor, " b"], count: int, site: int = 0
+) -> Int[Tensor, "b count"]:
+    """Return `count` random 32-bit words for each index, as int64; every argument may be up to 2^32 - 1.
+
+    `site`, below 2^24, tells places apart that draw from one stream.
+    """
     blocks = torch.arange(-(-count // 4), device=index.device)  # a counter for every four words
-    counter = (blocks.expand(len(index), -1), index[:, None].expand(-1, len(blocks)), step & MASK, int(stream))
+    counter = (
+        blocks.expand(len(index), -1),
+        index[:, None].expand(-1, len(blocks)),
+        step & MASK,
+        int(stream) + (site << 8),
+    )
     return torch.stack(philox(counter, (seed & MASK, (seed >> 32) & MASK)), dim=-1).flatten(1)[:, :count]
 
 
@@ -75,6 +85,16 @@ def normal(
     radius, angle = torch.sqrt(-2 * torch.log(u[:, :pairs])), 2 * math.pi * u[:, pairs:]
     numbers = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :size]
     return numbers.float().reshape(len(index), *shape).to(device)
+
+
+def kept(
+    seed: int, step: int, index: Int[Tensor, " b"], site: int, shape: Sequence[int], rate: float
+) -> Bool[Tensor, "b *shape"]:
+    """Return what dropout keeps at one site: independently, each number with probability 1 - rate (to 2^-17)."""
+    size = math.prod(shape)
+    drawn = words(seed, Stream.DROPOUT, step, index, -(-size // 2), site)
+    halves = torch.stack([drawn >> 16, drawn & 0xFFFF], dim=-1).flatten(1)[:, :size]  # 16 bits a number will do
+    return (halves >= round(rate * 2**16)).reshape(len(index), *shape)
 
 
 def permutation(seed: int, stream: Stream, step: int, size: int) -> Int[Tensor, " size"]:
