@@ -7,8 +7,13 @@ import pytest
 import torch
 
 import jlt
-from jlt.data import encode
+from jlt.data import Affine, encode
+from jlt.data.representations import Pixels
 from jlt.data.sources import Arrays
+from jlt.flow import random, target
+from jlt.flow.random import Stream
+from jlt.nn import Transformer, TransformerConfig
+from jlt.sampling import Generator
 from jlt.training import TrainConfig, train
 
 
@@ -76,6 +81,30 @@ def test_classes_go_by_name_or_by_index(run: Path) -> None:
         generator.label("bea")
     with pytest.raises(ValueError, match="label 7 is not below the model's num_classes 4"):
         generator.label("7")
+
+
+class Exact(Transformer):
+    """Predicts E[x|z] for x ~ N(0, variance) and noise of a scale: what a perfect network would learn."""
+
+    def __init__(self, variance: float, scale: float) -> None:
+        super().__init__(TransformerConfig(8, 3, 1, 8, 1, 1, 0))
+        self.variance, self.scale = variance, scale
+
+    def forward(self, z: torch.Tensor, t: torch.Tensor, *_: object) -> torch.Tensor:
+        t = t[:, None, None, None]
+        return t * self.variance / (t**2 * self.variance + (1 - t) ** 2 * self.scale**2) * z
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_sampling_starts_from_noise_of_the_trained_scale(scale: float) -> None:
+    variance = 0.3
+    affine = Affine(shift=(0.0,) * 3, scale=(1.0,) * 3)
+    header = {"floor": 0.0, "noise_scale": scale}
+    generator = Generator(Exact(variance, scale), target("x"), Pixels(3), affine, None, header, "model", "0")
+    found = generator.sample([0] * 20, seed=1, steps=100, progress=False).latents
+    # the exact flow multiplies by the ratio of standard deviations; Heun's error with 100 steps is below a percent
+    noise = random.normal(1, Stream.SAMPLE_NOISE, 0, torch.arange(20), (3, 8, 8))
+    torch.testing.assert_close(found, variance**0.5 * noise, rtol=0.01, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import torch
 from jlt import files
 from jlt.data import encode, open_latents
 from jlt.data.sources import Arrays
-from jlt.flow import TARGETS, TimeDensity
-from jlt.nn import EMA, Transformer, checkpoint
+from jlt.flow import TARGETS, TimeDensity, interpolate
+from jlt.nn import EMA, Dropout, Transformer, checkpoint
+from jlt.sampling import load
 from jlt.training import Stopped, TrainConfig, draw_batch, held_out_losses, make_optimizer, read_metrics, train
 from jlt.training.held_out import BINS
 from jlt.training.step import data_order, training_step
@@ -50,7 +51,7 @@ def test_a_batch_is_a_function_of_seed_step_and_position(latents: Path) -> None:
     data, config = open_latents(latents), dataclasses.replace(CONFIG, flip=True, batch_size=8)
     whole = draw_batch(data, config, 5, torch.arange(8))
     parts = [draw_batch(data, config, 5, part) for part in (torch.arange(3), torch.arange(3, 8))]
-    for field in ("x", "eps", "t", "label"):
+    for field in ("x", "eps", "t", "label", "position"):
         assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts]))
     other = draw_batch(data, dataclasses.replace(config, seed=1), 5, torch.arange(8))
     assert not torch.equal(whole.eps, other.eps)
@@ -149,6 +150,78 @@ def test_a_run_that_was_stopped_ends_to_the_bit_like_one_that_was_not(
     assert {"metrics.jsonl", "checkpoints/step-00000012/optimizer.safetensors"} <= shared
 
 
+OPTIONS = dataclasses.replace(
+    CONFIG, size="4x16x2", dropout=0.3, bottleneck=3, in_context_tokens=2, in_context_start=1, noise_scale=2.0,
+    times=TimeDensity(shift=2.0),
+)  # fmt: skip
+
+
+def test_a_run_with_every_option_that_was_stopped_ends_to_the_bit_like_one_that_was_not(
+    latents: Path, tmp_path: Path
+) -> None:
+    def interrupt(step: int, loss: float) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train(OPTIONS, latents, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(OPTIONS, latents, tmp_path / "stopped", progress=interrupt)
+    train(OPTIONS, latents, tmp_path / "stopped")
+    whole, stopped = contents(tmp_path / "whole"), contents(tmp_path / "stopped")
+    assert whole["metrics.jsonl"] == stopped["metrics.jsonl"]
+    last = [name for name in whole if name.startswith("checkpoints/step-00000012")]
+    assert {name: whole[name] for name in last} == {name: stopped[name] for name in last}
+    plain = train(dataclasses.replace(OPTIONS, dropout=0.0), latents, tmp_path / "plain")
+    assert files.sha256(plain / "model.safetensors") != whole["checkpoints/step-00000012/model.safetensors"]
+
+
+def test_a_step_in_parts_gives_the_gradient_of_the_whole_batch_with_dropout_too(latents: Path) -> None:
+    data, gradients = open_latents(latents), []
+    for parts in ([torch.arange(6)], [torch.arange(2), torch.arange(2, 6)]):
+        model = Transformer(OPTIONS.model(data.shape, data.num_classes))
+        with torch.no_grad():
+            for i, p in enumerate(model.parameters()):
+                p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        total = torch.zeros(())
+        for part in parts:
+            batch = draw_batch(data, OPTIONS, 3, part)
+            y = model(interpolate(batch.x, batch.eps, batch.t), batch.t, batch.label, Dropout(0, 3, batch.position))
+            total = total + (y - batch.x).square().mean() * len(part) / 6
+        total.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()  # reduction order
+
+
+def test_the_noise_has_its_scale_in_training_and_in_the_held_out_loss(latents: Path) -> None:
+    data, config = open_latents(latents), dataclasses.replace(CONFIG, target="eps")
+    scaled = dataclasses.replace(config, noise_scale=3.0)
+    one, three = (draw_batch(data, c, 2, torch.arange(6)) for c in (config, scaled))
+    assert torch.equal(three.eps, 3 * one.eps)
+    model = Transformer(config.model(data.shape, data.num_classes))
+    weights = dict(model.named_parameters())
+    small, large = (held_out_losses(model, weights, data, c)["eps"] for c in (config, scaled))
+    assert large == pytest.approx([9 * loss for loss in small])  # y = 0: the error is the noise's second moment
+
+
+def test_what_was_saved_before_an_option_was_known_is_resumed_and_sampled_without_it(
+    latents: Path, tmp_path: Path
+) -> None:
+    new = {"noise_scale", "bottleneck", "in_context_tokens", "in_context_start", "dropout"}
+    folder = train(dataclasses.replace(CONFIG, steps=8), latents, tmp_path / "run")
+    header = json.loads((folder / "checkpoint.json").read_text())
+    for part in (header, header["training"], header["model"]):
+        for name in new & part.keys():
+            del part[name]
+    assert not new & json.loads(json.dumps(header["training"])).keys()
+    (folder / "checkpoint.json").write_text(json.dumps(header))
+    assert load(folder).sample([0], steps=2, progress=False).latents.isfinite().all()
+    with pytest.raises(ValueError, match="bottleneck is 0 there and 3 here"):
+        train(dataclasses.replace(CONFIG, bottleneck=3), latents, tmp_path / "run")
+    last = train(CONFIG, latents, tmp_path / "run")
+    whole = train(CONFIG, latents, tmp_path / "whole")
+    assert files.sha256(last / "optimizer.safetensors") == files.sha256(whole / "optimizer.safetensors")
+
+
 def test_what_was_logged_after_the_last_checkpoint_is_logged_once(latents: Path, tmp_path: Path) -> None:
     train(dataclasses.replace(CONFIG, steps=8), latents, tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -212,6 +285,9 @@ def test_flips_need_mirrored_latents(latents: Path, tmp_path: Path) -> None:
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"label_drop": 1.5}, r"label_drop must be in \[0, 1\], got 1.5"),
+        ({"noise_scale": 0.0}, "noise_scale must be above 0 and finite, got 0.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"bottleneck": -1}, "bottleneck must be at least 0, got -1"),
         ({"dtype": "float8"}, "unknown dtype 'float8'"),
         ({"loss_weight": "snr"}, "unknown loss weight 'snr'"),
     ],

@@ -120,6 +120,7 @@ class Generator:
         solve, grid = SOLVERS[solver], uniform_grid(steps)
         config, device = self.model.config, next(self.model.parameters()).device
         floor = float(self.header["floor"]) if floor is None else floor
+        noise_scale = float(self.header.get("noise_scale", 1.0))  # older checkpoints had no other
         start, evaluations, passes = time.perf_counter(), 0, 0
         latents, images = [], []
         bar = tqdm(total=len(label), desc="sampling", unit="image", disable=None if progress else True)
@@ -129,7 +130,8 @@ class Generator:
             network = Passes(self.model)
             field = Field(classifier_free(network, config.num_classes, scale, interval), self.target, chunk, floor)
             with torch.no_grad():
-                z = solve(field, random.normal(seed, Stream.SAMPLE_NOISE, 0, index, config.shape), grid, callback)
+                noise = noise_scale * random.normal(seed, Stream.SAMPLE_NOISE, 0, index, config.shape)
+                z = solve(field, noise, grid, callback)
                 images.append(self.representation.decode(self.affine.restore(z)).cpu())
             latents.append(z.cpu())
             evaluations, passes = field.evaluations, network.count

@@ -1,5 +1,6 @@
 """The recipe: everything that determines a training run besides its latents."""
 
+import math
 from dataclasses import dataclass, field
 
 from jlt import files
@@ -15,14 +16,22 @@ MAY_CHANGE = ("steps", "save_every", "keep_last", "keep_every")
 class TrainConfig:
     """Settings of a training run; the defaults are the paper's recipe (paper, "Recipe") where it has one.
 
+    But for two: it trains in bfloat16 and on mirrored images too, which the presets of its runs switch on.
+
     Attributes:
         target: what the network predicts: x, eps, v, or k=K for x - K eps.
         loss_space: the space in which the prediction is scored: x, eps or v.
-        loss_weight: weight of the loss over t: constant, or min-snr-5.
-        times: density of the training time t.
+        loss_weight: weight of the loss over t: constant, or min-snr-5 (SNR = t^2 / (1 - t)^2).
+        times: density of the training time t; its shift above 1 moves it towards the noise.
+        noise_scale: standard deviation of eps, in training, held-out loss and sampling alike; 1 in the paper, and 2 in
+            JiT at 512 px.
         floor: bound on |det| in every velocity, training and sampling alike.
         size: the network, Ti, S, B, L or H, or DEPTHxWIDTHxHEADS such as 6x192x3.
         patch_size: latent positions along the side of a token.
+        bottleneck: numbers that a patch is reduced to before it becomes a token (JiT); 0 is none.
+        in_context_tokens: class tokens before the image's (JiT: 32); 0 is none.
+        in_context_start: the block before which they enter, counted from 0 (JiT: a third of the depth).
+        dropout: share of numbers dropped in the middle half of the blocks (JiT: 0.2 for H).
         steps: optimizer steps.
         batch_size: images a step, over all devices.
         learning_rate: after the warm-up.
@@ -46,9 +55,14 @@ class TrainConfig:
     loss_space: str = "v"
     loss_weight: str = "constant"
     times: TimeDensity = field(default_factory=TimeDensity)
+    noise_scale: float = 1.0
     floor: float = 0.05
     size: str = "B"
     patch_size: int = 1
+    bottleneck: int = 0
+    in_context_tokens: int = 0
+    in_context_start: int = 0
+    dropout: float = 0.0
     steps: int = 250_000
     batch_size: int = 1024
     learning_rate: float = 2e-4
@@ -77,9 +91,16 @@ class TrainConfig:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "held_out_every", "keep_every", "floor", "seed"):
+        for name in (
+            "warmup_steps", "decay_steps", "weight_decay", "held_out_every", "keep_every", "floor", "seed",
+            "bottleneck", "in_context_tokens", "in_context_start",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 < self.noise_scale < math.inf:
+            raise ValueError(f"noise_scale must be above 0 and finite, got {self.noise_scale}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not 0 <= self.label_drop <= 1:
             raise ValueError(f"label_drop must be in [0, 1], got {self.label_drop}")
         architecture(self.size)
@@ -90,7 +111,11 @@ class TrainConfig:
         if height != width:
             raise ValueError(f"the backbone takes square latents, these are {height} x {width}")
         depth, hidden_size, num_heads = architecture(self.size)
-        return TransformerConfig(height, channels, self.patch_size, hidden_size, depth, num_heads, num_classes)
+        return TransformerConfig(
+            height, channels, self.patch_size, hidden_size, depth, num_heads, num_classes,
+            bottleneck=self.bottleneck, in_context_tokens=self.in_context_tokens,
+            in_context_start=self.in_context_start, dropout=self.dropout,
+        )  # fmt: skip
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of the step numbered `step`, counted from 0: the first warm-up step has 0."""

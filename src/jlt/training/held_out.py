@@ -37,7 +37,7 @@ def held_out_losses(
         bins = (index + draw * (BINS // draws)) % BINS  # neighbours, often of one class, go to different bins
         t = (bins + (part % 97 + 0.5) / 97) / BINS
         x = latents.gather(index).to(device)
-        eps = random.normal(0, Stream.HELD_OUT_NOISE, 0, part, x.shape[1:]).to(device)
+        eps = config.noise_scale * random.normal(0, Stream.HELD_OUT_NOISE, 0, part, x.shape[1:]).to(device)
         t, label = t.to(device), latents.labels[index].to(device)
         y = functional_call(model, weights, (interpolate(x, eps, t), t, label)).float()
         filled += torch.bincount(bins, minlength=BINS)

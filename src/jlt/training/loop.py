@@ -157,6 +157,7 @@ def describe(config: TrainConfig, data: Latents) -> dict[str, Any]:
         "name": model_name(config.target, model),
         "target": config.target,
         "floor": config.floor,
+        "noise_scale": config.noise_scale,
         "training": json.loads(json.dumps(dataclasses.asdict(config))),
         "latents": {
             "affine": dataclasses.asdict(data.manifest.affine),
@@ -179,7 +180,8 @@ def start(config: TrainConfig, data: Latents, run: Path, header: dict[str, Any],
         return state
     prune(run, config)  # a run that was stopped between saving and pruning has one too many
     saved = checkpoint.read(run)
-    refuse_changes(saved.header["training"], header["training"], run)
+    defaults = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))  # of settings that are newer than the run
+    refuse_changes(defaults | saved.header["training"], header["training"], run)
     refuse_changes(saved.header["latents"], json.loads(json.dumps(header["latents"])), run)
     if saved.step > config.steps:
         raise ValueError(f"{run} has finished step {saved.step}, but steps is {config.steps}")

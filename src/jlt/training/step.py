@@ -3,6 +3,7 @@
 Steps are counted from 0; position is the image's place in the global batch, so neither ranks nor micro-batches matter.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -13,21 +14,22 @@ from torch import Tensor, nn
 from jlt.data import Latents
 from jlt.flow import interpolate, loss, random, target
 from jlt.flow.random import Stream
-from jlt.nn import EMA
+from jlt.nn import EMA, Dropout
 from jlt.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on: clean latents, noise, times, and labels (num_classes where dropped)."""
+    """What one step trains on: clean latents, noise, times, labels (num_classes where dropped), and positions."""
 
     x: Float[Tensor, "b c h w"]
     eps: Float[Tensor, "b c h w"]
     t: Float[Tensor, " b"]
     label: Int[Tensor, " b"]
+    position: Int[Tensor, " b"]
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(field.to(device, non_blocking=True) for field in (self.x, self.eps, self.t, self.label)))
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self)))
 
 
 def draw_batch(latents: Latents, config: TrainConfig, step: int, position: Int[Tensor, " b"]) -> Batch:
@@ -39,9 +41,10 @@ def draw_batch(latents: Latents, config: TrainConfig, step: int, position: Int[T
     x = latents.gather(index, flip)
     return Batch(
         x=x,
-        eps=random.normal(seed, Stream.NOISE, step, position, x.shape[1:]),
+        eps=config.noise_scale * random.normal(seed, Stream.NOISE, step, position, x.shape[1:]),
         t=config.times.quantile(random.uniform(seed, Stream.TIME, step, position)),
         label=torch.where(dropped, latents.num_classes, latents.labels[index]),
+        position=position,
     )
 
 
@@ -74,7 +77,7 @@ def training_step(
         group["lr"] = config.learning_rate_at(step)
     z = interpolate(batch.x, batch.eps, batch.t)
     with torch.autocast(z.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-        y = model(z, batch.t, batch.label)
+        y = model(z, batch.t, batch.label, Dropout(config.seed, step, batch.position))
     losses = loss(
         y.float(), batch.x, batch.eps, batch.t,
         target(config.target), target(config.loss_space), config.loss_weight, config.floor,
