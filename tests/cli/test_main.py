@@ -19,6 +19,7 @@ from PIL import Image
 from jlt import files
 from jlt.cli import COMMANDS, main
 from jlt.experiments.evaluate import Sampling
+from jlt.experiments.plan import as_json, plan
 from jlt.experiments.presets import PRESETS
 from jlt.training import TrainConfig
 
@@ -211,18 +212,45 @@ def test_a_command_that_starts_from_a_preset_lists_them(capsys: pytest.CaptureFi
     assert all(name in text for name in PRESETS)
 
 
+@pytest.mark.parametrize("name", ["jlt-b-1", "dit-b-2-released", "jlt-h-1-jit", "jlt-b-1-512", "small", "digits"])
+def test_a_preset_named_on_the_command_line_is_the_one_that_is_used(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", name, "--dry-run", "--json"]) == 0
+    expected = plan(PRESETS[name].config, PRESETS[name].expected)
+    assert capsys.readouterr().out == as_json(expected) + "\n"
+
+
+def test_compare_starts_from_the_preset_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "digits", "--help"]) == 0
+    assert "(default: 4x128x4)" in capsys.readouterr().out
+
+
+def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "jlt-b-1", "--dry-run", "--dropout", "0.2", "--in-context-tokens", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 130_508_672 + 4 * 768
+    assert main(["train", "small", str(chain / "latents"), "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["latent_shape"], planned["num_classes"], planned["num_images"]) == ([192, 4, 4], 2, 16)
+    assert main(["train", "small", "--dry-run"]) == 0
+    assert "estimates" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["trian"], "unknown command 'trian', did you mean 'train'"),
-        (["train", "jlt-b-2x", "a", "b"], "unknown preset 'jlt-b-2x', did you mean 'jlt-b-1'"),
+        (["train", "jlt-b-2x", "a", "b"], "unknown preset 'jlt-b-2x', did you mean 'jlt-b-2'"),
         (["train", "small", "absent", "RUN"], "absent is not there; a folder of latents is wanted"),
         (["train", "small", "LATENTS", "RUN", "--target", "xx"], "unknown target 'xx'"),
         (["train", "small", "LATENTS", "RUN", "--target", "k=2"], "k must be in [0, 1], got 2.0"),
         (["train", "small", "LATENTS", "RUN", "--stepz", "3"], "Unrecognized options: --stepz"),
         (["train", "small", "LATENTS", "RUN", "--steps", "many"], "invalid literal for int"),
         (["train", "small", "LATENTS", "RUN", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
-        (["train", "small", "LATENTS"], "Missing from jlt train small"),
+        (["train", "small", "LATENTS"], "RUN is missing; only --dry-run needs neither"),
+        (["train", "small"], "LATENTS and RUN are missing; only --dry-run needs neither"),
+        (["train", "small", "LATENTS", "RUN", "--json"], "--json is for --dry-run"),
+        (["train", "small", "--dry-run", "--utilisation", "2"], "utilisation must be in (0, 1], got 2.0"),
         (["train", "small", "LATENTS", "RUN", "--patch-size", "3"], "latent_size 4 is not a multiple of patch_size 3"),
         (["train", "small", "LATENTS", "RUN", "--device", "gpu9"], "gpu9"),
         (["sample", "CHAIN/run", "OUT", "--solver", "huen"], "unknown solver 'huen', did you mean 'heun'"),

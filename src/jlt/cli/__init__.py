@@ -8,11 +8,13 @@ library raises as ValueError or OSError, becomes one line on standard error and 
 import contextlib
 import functools
 import importlib
+import inspect
 import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jlt import __version__, files
 
@@ -49,15 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         files.choose("command", arguments[0], COMMANDS)
         command = importlib.import_module(f"jlt.cli.{arguments[0]}")
-        run, program, rest = command.run, f"jlt {arguments[0]}", arguments[1:]
+        program, rest, defaults = f"jlt {arguments[0]}", arguments[1:], {}
         if hasattr(command, "PRESETS"):
             if not rest or rest[0].startswith("-"):
                 print(preset_help(program, command.PRESETS))
                 return 0 if rest[:1] in (["-h"], ["--help"]) else 2
-            run = functools.partial(run, config=files.choose("preset", rest[0], command.PRESETS))
-            functools.update_wrapper(run, command.run)
+            defaults = command.defaults(files.choose("preset", rest[0], command.PRESETS))
             program, rest = f"{program} {rest[0]}", rest[1:]
-        return call(run, program, rest)
+        return call(command.run, program, rest, defaults)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("JLT_DEBUG"):
             raise
@@ -75,22 +76,30 @@ def describe(error: Exception) -> str:
     return str(error)
 
 
-def preset_help(program: str, presets: dict[str, object]) -> str:
-    """Return how a command that starts from a preset is called."""
+def preset_help(program: str, presets: Mapping[str, Any]) -> str:
+    """Return how a command that starts from a preset is called, with a line for each preset."""
+    width = max(map(len, presets)) + 2
+    lines = [f"  {name:<{width}}{preset.note}" for name, preset in presets.items()]
     return (
         f"usage: {program} PRESET ...     {program} PRESET --help describes the rest, with that preset's defaults\n\n"
-        f"presets: {', '.join(presets)}"
+        f"presets, with the FID-50K / IS that the paper gives (ImageNet 256, guided):\n{chr(10).join(lines)}"
     )
 
 
-def call(run: Callable[..., int | None], program: str, arguments: list[str]) -> int:
-    """Parse the arguments by the signature of `run` and call it; what it returns, if anything, is the exit code."""
+def call(run: Callable[..., int | None], program: str, arguments: list[str], defaults: Mapping[str, Any]) -> int:
+    """Parse the arguments by the signature of `run` and call it; what it returns, if anything, is the exit code.
+
+    `defaults` take the place of the signature's own.
+    """
     import tyro  # not before a command is known: `jlt --help` needs no parser
 
     @functools.wraps(run)
     def bind(*positional: object, **named: object) -> Callable[[], int | None]:
         return lambda: run(*positional, **named)
 
+    signature = inspect.signature(run)
+    parameters = [p.replace(default=defaults.get(name, p.default)) for name, p in signature.parameters.items()]
+    bind.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):  # around the parsing only, or progress bars would go the same way

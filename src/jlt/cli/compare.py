@@ -12,10 +12,15 @@ from jlt import files
 from jlt.evaluation import records
 from jlt.experiments.compare import compare
 from jlt.experiments.evaluate import Sampling
-from jlt.experiments.presets import PAPER
+from jlt.experiments.presets import PAPER, Preset
 from jlt.experiments.presets import PRESETS as PRESETS
 from jlt.experiments.report import text_table
 from jlt.training import TrainConfig
+
+
+def defaults(preset: Preset) -> dict[str, Any]:
+    """Return the arguments of `run` that a preset sets."""
+    return {"config": preset.config}
 
 
 def run(
