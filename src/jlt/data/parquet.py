@@ -7,13 +7,14 @@ Opening reads the footers and the labels. Images are read a row group at a time,
 No code of a data set is run.
 """
 
+import contextlib
 import json
 import os
 import posixpath
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -113,7 +114,7 @@ def choose_columns(
     file: File, columns: str, features: Mapping[str, Any]
 ) -> tuple[str, str | None, Sequence[str] | None]:  # fmt: skip
     """Return the image column, the label column, if any, and the class names, where they are stated."""
-    schema = damaged(file, lambda: open_file(file).schema_arrow)
+    schema = damaged(file, lambda: read_schema(file))
     features = features or stated_features(file, (schema.metadata or {}).get(b"huggingface", b"{}"))
     kinds = {name: feature.get("_type") for name, feature in features.items() if isinstance(feature, dict)}
     asked = columns.split(",") if columns else []
@@ -131,6 +132,11 @@ def choose_columns(
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{file.path} states the class names {names!r:.40}, a list of words is wanted")
     return image, label, names
+
+
+def read_schema(file: File) -> Any:
+    with opened(file) as table:
+        return table.schema_arrow
 
 
 def first(*options: Sequence[str], among: Sequence[str]) -> str | None:
@@ -157,11 +163,13 @@ def base(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def open_file(file: File, metadata: Any = None) -> Any:
+@contextlib.contextmanager
+def opened(file: File, metadata: Any = None) -> Iterator[Any]:
     """Open a parquet file; what was read of its footer before need not be read again."""
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(remote.open_ranges(file), metadata=metadata)
+    with remote.open_ranges(file) as stream, pyarrow.parquet.ParquetFile(stream, metadata=metadata) as table:
+        yield table
 
 
 def damaged(file: File, reading: Callable[[], T]) -> T:
@@ -189,19 +197,19 @@ def read_labels(file: File, image: str, label: str | None) -> Part:
     import pyarrow
 
     def reading() -> Part:
-        with open_file(file) as opened:
-            schema, rows = opened.schema_arrow, opened.metadata.num_rows
+        with opened(file) as table:
+            schema, rows = table.schema_arrow, table.metadata.num_rows
             for name in (image, label):
                 if name is not None and name not in schema.names:
                     raise ValueError(f"{file.path} has no column {name!r}, the first file has")
             if label is None:
-                return Part(opened.metadata, [-1] * rows)
+                return Part(table.metadata, [-1] * rows)
             kind = schema.field(label).type
             plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
             if not (pyarrow.types.is_integer(plain) or pyarrow.types.is_string(plain)):
                 raise ValueError(f"{file.path}: column {label!r} is of {kind}, numbers or words are wanted")
-            labels = opened.read(columns=[label]).column(label).to_pylist()
-            return Part(opened.metadata, [-1 if value is None else value for value in labels])
+            labels = table.read(columns=[label]).column(label).to_pylist()
+            return Part(table.metadata, [-1 if value is None else value for value in labels])
 
     return damaged(file, reading)
 
@@ -243,8 +251,8 @@ class RowGroups:
             raise ValueError(f"{file.path}: row group {g} holds {size} bytes, at most {MAX_GROUP} are read at once")
 
         def reading() -> Any:
-            with open_file(file, self.footers[f]) as opened:
-                return opened.read_row_group(g, columns=[self.column]).column(self.column)
+            with opened(file, self.footers[f]) as table:
+                return table.read_row_group(g, columns=[self.column]).column(self.column)
 
         return damaged(file, reading)
 

@@ -132,13 +132,12 @@ def _asked(url: str, question: Callable[[], T]) -> T:
         raise OSError(f"{url} cannot be read: {lines[0]}") from None
 
 
-def open_ranges(file: File) -> BinaryIO:
-    """Open a file for reading parts of it; of a remote one only those parts are fetched."""
+def open_ranges(file: File) -> Any:
+    """Open a file for reading parts of it; of a remote one only those are fetched. What stores open reads as a file."""
     if not is_url(file.path):
         return Path(file.path).open("rb")
     system, name = _connect(file.path)
-    opened: BinaryIO = _asked(file.path, lambda: system.open(name, "rb"))
-    return opened
+    return _asked(file.path, lambda: system.open(name, "rb"))
 
 
 def open_whole(file: File) -> BinaryIO:
@@ -169,13 +168,10 @@ class Cache:
         key = hashlib.sha256(f"{file.path}\n{file.size}\n{file.version}".encode()).hexdigest()[:32]
         path = self.folder / key[:2] / key
         with self.fetching[int(key[:2], 16)]:  # threads that want the same file fetch it once
-            try:
-                opened = path.open("rb")
-            except FileNotFoundError:
-                return self.fetch(file, path)
-            with contextlib.suppress(FileNotFoundError):  # another process may have removed it
+            with contextlib.suppress(FileNotFoundError):  # another process may remove it between two of these lines
                 os.utime(path)
-            return opened
+                return path.open("rb")
+            return self.fetch(file, path)
 
     def fetch(self, file: File, path: Path) -> BinaryIO:
         """Copy a remote file to `path`, whole or not at all, and open it."""
