@@ -230,17 +230,14 @@ def rehearse(
         peak = torch.cuda.max_memory_allocated() if where else peak_resident()
     rate = micro_batch_size / median
     peak_flops = planned.training_gflop * 1e9 * rate
-    hours = config_hours(planned.training_flop, peak_flops)
+    hours = planned.training_flop / peak_flops / 3600
+    told = "" if where else f" (the process, {size(before)} before)"
     return (
         f"{planned.name}, {steps} steps of {micro_batch_size} images on {device} in {config.dtype}, saved and resumed "
         f"after {steps - steps // 2}: {rate:.3g} images/s = {peak_flops / 1e12:.3g} TFLOP/s, at which the whole run "
-        f"takes {hours:,.0f} hours; memory {size(peak)}{'' if where else f' (the process, {size(before)} before)'}, the "
+        f"takes {hours:,.0f} hours; memory {size(peak)}{told}, the "
         f"plan's estimate is {size(planned.memory_bytes)}"
     )
-
-
-def config_hours(flop: float, flop_per_second: float) -> float:
-    return flop / flop_per_second / 3600
 
 
 def peak_resident() -> int:
