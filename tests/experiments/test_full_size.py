@@ -53,8 +53,8 @@ def test_photographs_go_through_the_papers_system_at_full_size(
     photographs: Path, autoencoder: Path, tmp_path: Path
 ) -> None:
     latents, run = tmp_path / "latents", tmp_path / "run"
-    jlt("encode", photographs, latents, "--representation", f"autoencoder:{autoencoder}", "--dtype", "bfloat16",
-        "--mirrored", "--batch-size", 2)  # fmt: skip
+    representation = f"autoencoder:{autoencoder}"
+    jlt("encode", photographs, latents, "--representation", representation, "--mirrored", "--batch-size", 2)
     recipe = ["train", "jlt-b-1", latents, run, "--batch-size", 4, "--warmup-steps", 0, "--held-out-every", 0]
     jlt(*recipe, "--steps", 1)
     first = checkpoint.read(run).tensors("model")

@@ -28,6 +28,7 @@ def run(
     weights: str = "ema",
     batch_size: int = 100,
     device: str = "cpu",
+    decoder: str | None = None,
     json: bool = False,
 ) -> None:
     """Make images with a trained run: PNG files, a grid, and samples.json that says how; stopped, it goes on again.
@@ -45,11 +46,12 @@ def run(
         weights: ema (the first average), model, or the decay of an average.
         batch_size: images at once.
         device: where the network runs: cpu, cuda, mps.
+        decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2.
         json: print the settings and counts as JSON instead of the folder.
     """
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
-    generator = load(source, weights, device)
+    generator = load(source, weights, device, decoder)
     classes = generator.model.config.num_classes
     labels = balanced_labels(num, classes) if label is None else torch.full((num,), generator.label(label))
     samples = generate(

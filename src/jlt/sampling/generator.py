@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
-from jlt.data import Affine, Representation, load_representation
+from jlt.data import Affine, Autoencoder, Representation, load_representation
 from jlt.flow import Target, random, target
 from jlt.flow.random import Stream
 from jlt.nn import Transformer, checkpoint
@@ -86,6 +86,25 @@ class Generator:
         if classes and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise ValueError(f"labels must be in [0, {classes}], got {int(labels.min())} to {int(labels.max())}")
 
+    def settings(
+        self, solver: str, steps: int, scale: float, interval: tuple[float, float], floor: float, seed: int
+    ) -> dict[str, Any]:
+        """Return what images made in this way are made with, but for their labels."""
+        decoder = getattr(self.representation, "decoder", None)
+        return {
+            "model": self.header["name"],
+            "step": self.header["step"],
+            "weights": self.weights,
+            "weights_fingerprint": self.fingerprint,
+            "decoder": None if decoder is None else decoder.source,
+            "solver": solver,
+            "steps": steps,
+            "guidance_scale": float(scale),
+            "guidance_interval": [float(end) for end in interval],
+            "velocity_floor": float(floor),
+            "seed": seed,
+        }
+
     def sample(
         self,
         labels: Sequence[int] | Int[Tensor, " n"],
@@ -143,28 +162,23 @@ class Generator:
             latents=torch.cat(latents),
             labels=label,
             seeds=[(seed, first_index + i) for i in range(len(label))],
-            settings={
-                "solver": solver,
-                "steps": steps,
-                "guidance_scale": scale,
-                "guidance_interval": list(interval),
-                "velocity_floor": floor,
-                "seed": seed,
-                "weights": self.weights,
-            },
+            settings=self.settings(solver, steps, scale, interval, floor, seed),
             evaluations=evaluations,
             network_passes=passes,
             seconds=time.perf_counter() - start,
         )
 
 
-def load(path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> Generator:
+def load(
+    path: str | Path, weights: str = "ema", device: str | torch.device = "cpu", decoder: str | None = None
+) -> Generator:
     """Open a run folder (its last checkpoint) or a checkpoint folder.
 
     Args:
         path: the folder.
         weights: "ema" (the first average), "model", or a decay such as "0.999".
         device: where the network runs.
+        decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2.
     """
     opened = checkpoint.read(Path(path))
     header = dict(opened.header)
@@ -174,10 +188,15 @@ def load(path: str | Path, weights: str = "ema", device: str | torch.device = "c
     name = opened.resolve(weights)
     model = opened.load_model(weights).to(open_device(device)).eval().requires_grad_(False)
     names = header["latents"]["class_names"]
+    representation = load_representation(opened.folder / "representation")
+    if decoder is not None:
+        if not isinstance(representation, Autoencoder):
+            raise ValueError(f"decoder is {decoder}, but the latents are {representation.name}, which has no other")
+        representation = representation.with_decoder(decoder)
     return Generator(
         model=model,
         target=target(header["target"]),
-        representation=load_representation(opened.folder / "representation"),
+        representation=representation,
         affine=Affine(*(tuple(header["latents"]["affine"][key]) for key in ("shift", "scale"))),
         class_names=None if names is None else tuple(names),
         header=header,

@@ -48,16 +48,7 @@ def generate(
     """
     generator.check(labels, solver, steps, scale, interval, batch_size)
     asked: dict[str, Any] = {
-        "model": generator.header["name"],
-        "step": generator.header["step"],
-        "weights": generator.weights,
-        "weights_fingerprint": generator.fingerprint,
-        "solver": solver,
-        "steps": steps,
-        "guidance_scale": float(scale),
-        "guidance_interval": [float(end) for end in interval],
-        "velocity_floor": float(generator.header["floor"]),
-        "seed": seed,
+        **generator.settings(solver, steps, scale, interval, generator.header["floor"], seed),
         "batch_size": batch_size,
         "num_images": len(labels),
         "labels": labels.tolist(),
