@@ -185,7 +185,12 @@ def test_a_step_in_parts_gives_the_gradient_of_the_whole_batch_with_dropout_too(
         total = torch.zeros(())
         for part in parts:
             batch = draw_batch(data, OPTIONS, 3, part)
-            y = model(interpolate(batch.x, batch.eps, batch.t), batch.t, batch.label, Dropout(0, 3, batch.position))
+            y = model(
+                interpolate(batch.x, batch.eps, batch.t),
+                batch.t,
+                batch.label,
+                Dropout(0, torch.tensor(3), batch.position),
+            )
             total = total + (y - batch.x).square().mean() * len(part) / 6
         total.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))

@@ -31,7 +31,7 @@ class Stream(enum.IntEnum):
 
 
 def philox(
-    counter: tuple[Int[Tensor, "*n"], Int[Tensor, "*n"] | int, Int[Tensor, "*n"] | int, Int[Tensor, "*n"] | int],
+    counter: tuple[Int[Tensor, "*n"], Int[Tensor, "*n"] | int, Int[Tensor, "*#n"] | int, Int[Tensor, "*n"] | int],
     key: tuple[int, int],
 ) -> tuple[Int[Tensor, "*n"], Int[Tensor, "*n"], Int[Tensor, "*n"], Int[Tensor, "*n"]]:
     """Return four words of 32 random bits for each counter; words are int64 tensors in [0, 2^32)."""
@@ -47,7 +47,7 @@ def philox(
 
 
 def words(
-    seed: int, stream: Stream, step: int, index: Int[Tensor, " b"], count: int, site: int = 0
+    seed: int, stream: Stream, step: int | Int[Tensor, ""], index: Int[Tensor, " b"], count: int, site: int = 0
 ) -> Int[Tensor, "b count"]:
     """Return `count` random 32-bit words for each index, as int64; every argument may be up to 2^32 - 1.
 
@@ -88,7 +88,7 @@ def normal(
 
 
 def kept(
-    seed: int, step: int, index: Int[Tensor, " b"], site: int, shape: Sequence[int], rate: float
+    seed: int, step: int | Int[Tensor, ""], index: Int[Tensor, " b"], site: int, shape: Sequence[int], rate: float
 ) -> Bool[Tensor, "b *shape"]:
     """Return what dropout keeps at one site: independently, each number with probability 1 - rate (to 2^-17)."""
     size = math.prod(shape)

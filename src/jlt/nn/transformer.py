@@ -134,10 +134,13 @@ def model_name(target: str, config: TransformerConfig) -> str:
 
 @dataclass(frozen=True)
 class Dropout:
-    """What dropout draws from: a mask is a function of seed, step and each image's position in the global batch."""
+    """What dropout draws from: a mask is a function of seed, step and each image's position in the global batch.
+
+    The step is a tensor, or a compiled network would be compiled again at every step.
+    """
 
     seed: int
-    step: int
+    step: Int[Tensor, ""]
     position: Int[Tensor, " b"]
 
     def __call__(self, x: Tensor, rate: float, site: int) -> Tensor:

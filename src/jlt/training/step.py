@@ -76,8 +76,9 @@ def training_step(
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate_at(step)
     z = interpolate(batch.x, batch.eps, batch.t)
+    dropout = Dropout(config.seed, torch.tensor(step, device=z.device), batch.position) if config.dropout else None
     with torch.autocast(z.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-        y = model(z, batch.t, batch.label, Dropout(config.seed, step, batch.position))
+        y = model(z, batch.t, batch.label, dropout)
     losses = loss(
         y.float(), batch.x, batch.eps, batch.t,
         target(config.target), target(config.loss_space), config.loss_weight, config.floor,
