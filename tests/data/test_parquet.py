@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -205,6 +206,26 @@ def test_a_data_set_that_brings_code_is_not_run(tmp_path):
         open_source(f"hf:{tmp_path / 'evil'}")
     assert not marker.exists()
     assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, capfd):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="the data set nobody/nothing cannot be opened: Couldn't reach") as caught:
+        open_source("hf:nobody/nothing")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("package", "spec"),
+    [("datasets", "hf:nobody/nothing"), ("pyarrow.parquet", "parquet:{}"), ("fsspec", "memory://nothing")],
+)
+def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatch, package, spec):
+    path = write(tmp_path / "a.parquet", range(3))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=r"takes the package \w+: pip install 'jlt\[hub\]'"):
+        open_source(spec.format(path))
 
 
 def test_a_data_set_of_other_files_is_told_so(tmp_path):

@@ -9,8 +9,8 @@ No code of a data set is run.
 
 import contextlib
 import json
+import logging
 import os
-import posixpath
 import re
 import threading
 from collections import OrderedDict
@@ -63,11 +63,16 @@ def open_hub(path: str, image_size: int | None = None, upscale: bool = False) ->
         import datasets
     except ImportError:
         raise ValueError(f"hf:{name} takes the package datasets: pip install 'jlt[hub]'") from None
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)  # it tells of each attempt to reach the Hub
         builder = datasets.load_dataset_builder(name)
     except Exception as error:  # of the network, the Hub, the files, or the library: each has its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"the data set {name} cannot be opened: {lines[0]}") from None
+    finally:
+        log.setLevel(level)
     data_files: Mapping[str, Sequence[str]] = {str(k): list(v) for k, v in (builder.config.data_files or {}).items()}
     paths = files.choose(f"split of {name}", split, data_files)
     if odd := [each for each in paths if not each.endswith(".parquet")]:
@@ -98,7 +103,9 @@ def photos(
         labels = np.array([rank.get(str(word), -1) for part in parts for word in part.labels], dtype=np.int64)
     else:
         labels = np.array([number for part in parts for number in part.labels], dtype=np.int64)
-    folder = posixpath.commonpath([file.path.rpartition("/")[0] for file in found])
+    folder = min((file.path.rpartition("/")[0] for file in found), key=len)
+    while not all(file.path.startswith(folder + "/") for file in found):
+        folder = folder.rpartition("/")[0]
     return Photos(
         spec=spec,
         read=RowGroups(found, parts, image).read,
