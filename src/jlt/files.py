@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,3 +129,29 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"{path.parent} is in use by another process") from None
         yield
+
+
+def claim(folder: Path, name: str, settings: Mapping[str, Any], what: str, free: Container[str] = ()) -> bool:
+    """Make `folder` the place of what `settings` describe, stated first of all in its file `name`; or check that it is.
+
+    Returns whether it begins here. A file, a folder of something else, or settings that differ (other than the `free`
+    ones, which are stated anew) are a ValueError; `what` says what the folder is for.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a folder for {what} is wanted")
+    path = folder / name
+    if not path.is_file():
+        if names(folder):
+            raise ValueError(f"{folder} is not empty and holds no {name}; {what} go into a folder of their own")
+        write_json(path, settings)
+        return True
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {found!r:.40}, the settings of {what} are wanted")
+    asked = json.loads(json.dumps(settings))
+    if differing := [key for key in asked if key not in free and found.get(key) != asked[key]]:
+        listed = "; ".join(f"{key} is {found.get(key)!s:.60} there and {asked[key]!s:.60} here" for key in differing)
+        raise ValueError(f"{folder} holds {what} made with other settings: {listed}")
+    if any(found.get(key) != asked[key] for key in asked):
+        write_json(path, {**found, **asked})
+    return False

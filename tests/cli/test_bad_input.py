@@ -145,7 +145,7 @@ def test_images_that_are_all_broken_are_refused(photos, tmp_path, capsys):
         (["--channels", "49"], "channels must be in [1, 48] for 4 x 4 patches, got 49"),
         (
             ["--channels", "3", "--representation", "pixels"],
-            "pixels have stride 1 and keep all channels, got stride None and channels 3",
+            "pixels has its own stride and channels, got stride None, channels 3",
         ),
         (["--num-held-out", "12"], "12 of 12 images cannot be held out"),
         (["--num-held-out", "-1"], "-1 of 12 images cannot be held out"),

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from jlt import files
-from jlt.cli import COMMANDS, main
+from jlt.cli import COMMANDS, MODULES, main
 from jlt.experiments.evaluate import Sampling
 from jlt.experiments.plan import as_json, plan
 from jlt.experiments.presets import PRESETS
@@ -195,7 +195,7 @@ def test_every_command_describes_every_option(command: str, capsys: pytest.Captu
     preset = ["small"] if command in ("train", "compare") else []
     assert main([command, *preset, "--help"]) == 0
     assert f"usage: jlt {command}" in capsys.readouterr().out
-    run = importlib.import_module(f"jlt.cli.{command}").run
+    run = importlib.import_module(f"jlt.cli.{MODULES.get(command, command)}").run
     for name in inspect.signature(run).parameters:
         assert re.search(rf"^ +{name}: \S", run.__doc__, re.MULTILINE), f"{command} does not describe {name}"
 

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
-from jlt.data.classes import name_classes
+from jlt.data.batches import cut
+from jlt.data.classes import imagenet_classes, name_classes
 from jlt.data.representations import Representation, load_representation
-from jlt.data.shards import MEAN_BOUND, VARIANCE_BOUND, Affine, Manifest, shard_name
+from jlt.data.shards import MEAN_BOUND, VARIANCE_BOUND, Manifest, shard_name
 from jlt.data.sources import held_out_indices
+from jlt.data.writing import identity, moments, read_summary, write_shard
 
 KEYS = ("latents", "latents_flip", "labels")
 DTYPES = ("F16", "BF16")  # as safetensors names them
@@ -71,7 +72,7 @@ def import_latents(
     Args:
         folder: their files.
         out: folder for ours; it must be new, empty, or of this very import.
-        class_names: names by label; "0", "1", ... without them.
+        class_names: names by label; without them, of 1,000 classes ImageNet's, else "0", "1", ...
         representation: what decodes the latents, as they are after normalisation.
         num_held_out: images set apart, evenly over the classes.
         shard_size: images a shard; two shards' latents of so many are held in memory.
@@ -79,6 +80,8 @@ def import_latents(
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     theirs = open_theirs(folder)
+    if class_names is None and int(theirs.labels.max()) == 999:
+        class_names = tuple(imagenet_classes().values())
     names = name_classes(theirs.labels.numpy(), class_names, str(folder))
     if names is None:
         raise ValueError(f"{folder}: all labels are -1; the authors' files have classes")
@@ -98,7 +101,7 @@ def import_latents(
         "num_held_out": num_held_out,
         "shard_size": shard_size,
     }
-    claim(out, settings)
+    files.claim(out, "encoding.json", settings, "latents", free=("source",))  # the fingerprint tells sources apart
     with files.locked(out / "encoding.json"):
         for part in (out, out / "representation"):
             files.remove_temporaries(part)
@@ -165,25 +168,6 @@ def check_normalised(theirs: Theirs, folder: Path) -> None:
             )
 
 
-def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` this import's folder, or check that it is."""
-    path = out / "encoding.json"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; a folder for latents is wanted")
-    if not path.is_file():
-        if files.names(out):
-            raise ValueError(f"{out} is not empty and holds no encoding.json; latents go into a folder of their own")
-        files.write_json(path, settings)
-    found = files.read_json(path)
-    found = found if isinstance(found, dict) else {}
-    # the fingerprint tells sources apart, wherever they lie
-    if differing := [name for name in settings if name != "source" and found.get(name) != settings[name]]:
-        listed = "; ".join(
-            f"{name} is {found.get(name)!r:.60} there and {settings[name]!r:.60} here" for name in differing
-        )
-        raise ValueError(f"{out} holds latents made with other settings: {listed}")
-
-
 def write_split(
     theirs: Theirs,
     folder: Path,
@@ -196,26 +180,16 @@ def write_split(
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_temporaries(folder)
     size, channels, both = int(settings["shard_size"]), theirs.shape[0], folder.name == "train"
-    shards, total, square = [], *torch.zeros(2, channels, dtype=torch.float64)
-    for k, start in enumerate(tqdm(range(0, len(indices), size), desc=f"importing {folder.name}", disable=None)):
-        mine, path = indices[start : start + size], folder / shard_name(k)
-        digest = path.with_suffix(".sha256")
-        if path.is_file() and digest.is_file() and files.sha256(path) == digest.read_text().strip():
-            latents = load_file(path)["latents"]
-        else:
-            latents = theirs.read("latents", mine)
-            tensors = {"latents": latents, "labels": theirs.labels[list(mine)]}
+    spans, positions = cut(0, len(indices), size), math.prod(theirs.shape[1:])
+    for k, span in enumerate(tqdm(spans, desc=f"importing {folder.name}", disable=None)):
+        if read_summary(folder, k) is None:
+            mine = indices[span.start : span.stop]
+            tensors = {"latents": theirs.read("latents", mine), "labels": theirs.labels[list(mine)]}
             if both:
                 tensors["mirrored"] = theirs.read("latents_flip", mine)
-            with files.replaced(path) as temporary:
-                save_file(tensors, temporary)
-            files.write_bytes(digest, f"{files.sha256(path)}\n".encode())
-        for part in latents.split(512):
-            values = part.double()
-            total, square = total + values.sum((0, 2, 3)), square + values.square().sum((0, 2, 3))
-        shards.append((path.name, len(mine), digest.read_text().strip()))
-    mean = total / (len(indices) * math.prod(theirs.shape[1:]))
-    variance = (square / (len(indices) * math.prod(theirs.shape[1:])) - mean**2).clamp(min=0)
+            write_shard(folder, k, tensors)
+    summaries = [summary for k in range(len(spans)) if (summary := read_summary(folder, k, verify=False))]
+    mean, variance = moments(summaries, positions)
     source = {key: settings[key] for key in ("source", "source_fingerprint")}
     Manifest(
         split=folder.name,
@@ -226,9 +200,9 @@ def write_split(
         source={**source, "images": files.fingerprint(list(indices))},
         representation=representation.name,
         representation_fingerprint=representation.fingerprint,
-        affine=Affine((0.0,) * channels, (1.0,) * channels),
+        affine=identity(channels),
         mean=tuple(mean.tolist()),
         variance=tuple(variance.tolist()),
         mirrored=both,
-        shards=tuple(shards),
+        shards=tuple((shard_name(k), summary.num_images, summary.sha256) for k, summary in enumerate(summaries)),
     ).write(folder)

@@ -121,7 +121,7 @@ def encode(
             "source_fingerprint": opened.fingerprint,
             "image_shape": list(opened.image_shape),
             "representation": representation,
-            "stride": {"pixels": 1, "patch-pca": stride or 4}.get(representation),
+            "stride": {"pixels": 1, "patch-pca": 4 if stride is None else stride}.get(representation),
             "channels": channels,
             "num_held_out": num_held_out,
             "normalise": normalise or (None if learned else "global"),
@@ -131,7 +131,9 @@ def encode(
             "upscale": upscale,
         } | ({"dtype": dtype, "batch_size": batch_size} if learned else {})
         existed = out.exists()
-        begun = processes.first(lambda: claim(out, settings))
+        # the fingerprint tells sources apart, wherever they lie; and skipping may begin at any time, but not end
+        free = ("source", "skip_broken") if skip_broken else ("source",)
+        begun = processes.first(lambda: files.claim(out, "encoding.json", settings, "latents", free))
         # the lock is outside of what clears up: another process's work is not ours to remove
         lock = files.locked(out / "encoding.json") if processes.rank == 0 else contextlib.nullcontext()
         with lock:
@@ -233,31 +235,6 @@ def split_indices(source: Source, settings: dict[str, Any], folder: Path) -> dic
     broken = broken_images(source, folder / "skipped.json") if settings["skip_broken"] else []
     training = np.setdiff1d(np.arange(len(source)), held_out)
     return {"train": np.setdiff1d(training, broken).tolist(), "held-out": np.setdiff1d(held_out, broken).tolist()}
-
-
-def claim(out: Path, settings: dict[str, Any]) -> bool:
-    """Make `out` this encoding's folder, or check that it is; anything else in it is a ValueError.
-
-    Returns whether the encoding begins here.
-    """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; a folder for latents is wanted")
-    path = out / "encoding.json"
-    if path.is_file():
-        found = read_settings(out)
-        # the fingerprint tells sources apart, wherever they lie; and skipping may begin at any time, but not end
-        free = ("source", "skip_broken") if settings["skip_broken"] else ("source",)
-        differing = [name for name in settings if name not in free and found.get(name) != settings[name]]
-        if differing:
-            listed = "; ".join(f"{name} is {found.get(name)} there and {settings[name]} here" for name in differing)
-            raise ValueError(f"{out} holds latents made with other settings: {listed}")
-        if found != settings:
-            files.write_json(path, settings)
-        return False
-    if files.names(out):
-        raise ValueError(f"{out} is not empty and holds no encoding.json; latents go into a folder of their own")
-    files.write_json(path, settings)
-    return True
 
 
 def read_settings(out: Path) -> dict[str, Any]:
@@ -384,6 +361,8 @@ def real_images(folder: Path, split: str) -> Source:
     """Reopen the images that a split was encoded from; a source that has changed since is a ValueError."""
     settings, manifest = read_settings(folder), read_manifest(folder / split)
     wanted = ("source", "image_shape", "source_fingerprint", "num_held_out", "skip_broken", "upscale")
+    if str(settings.get("source")).startswith("authors-latents:"):
+        raise ValueError(f"{folder} was imported from latents, {settings['source']}: there are no images to reopen")
     if missing := [name for name in wanted if name not in settings]:
         raise ValueError(f"{folder / 'encoding.json'} lacks {', '.join(missing)}")
     source = open_source(settings["source"], int(settings["image_shape"][1]), bool(settings["upscale"]))
