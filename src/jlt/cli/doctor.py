@@ -16,6 +16,8 @@ def run(
     device: str = "cpu",
     steps: int = 100,
     micro_batch_size: int = 1,
+    minutes: float = 5.0,
+    dtype: str | None = None,
     folder: Path = Path("."),
     json: bool = False,
 ) -> int:
@@ -28,19 +30,22 @@ def run(
     Args:
         train: the preset to rehearse, such as jlt-b-1.
         device: where it runs: cpu, cuda, mps.
-        steps: training steps of the rehearsal.
+        steps: training steps of the rehearsal, fewer where they would take longer than `minutes`.
         micro_batch_size: images a step of the rehearsal.
+        minutes: time for the rehearsal's steps; four are taken in any case.
+        dtype: bfloat16 or float32 instead of the preset's own.
         folder: where latents and checkpoints would go; the rehearsal's own are removed again.
         json: print the findings as JSON.
     """
-    if steps < 2 or micro_batch_size < 1:
-        raise ValueError(f"steps must be at least 2 and micro_batch_size at least 1, got {steps}, {micro_batch_size}")
+    if steps < 4 or micro_batch_size < 1:
+        raise ValueError(f"steps must be at least 4 and micro_batch_size at least 1, got {steps}, {micro_batch_size}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a folder is wanted")
     todo = checks(folder, open_device(device))
     if train is not None:
         preset = files.choose("preset", train, presets.PRESETS)
-        todo |= training_checks(preset.config, preset.expected, folder, device, steps, micro_batch_size)
+        config = preset.config if dtype is None else dataclasses.replace(preset.config, dtype=dtype)
+        todo |= training_checks(config, preset.expected, folder, device, steps, micro_batch_size, minutes)
     findings = []
     for name, check in todo.items():
         findings.append(examine(name, check))

@@ -193,50 +193,82 @@ def checks(folder: Path, device: torch.device) -> dict[str, Callable[[], str]]:
 
 
 def training_checks(
-    config: TrainConfig, expected: Expected, folder: Path, device: str, steps: int, micro_batch_size: int
+    config: TrainConfig,
+    expected: Expected,
+    folder: Path,
+    device: str,
+    steps: int,
+    micro_batch_size: int,
+    minutes: float,
 ) -> dict[str, Callable[[], str]]:
     """Return the checks that rehearse a training: compiling, processes, and the run itself."""
     where = open_device(device)
     return {
+        "products": lambda: products(where),
         "compile": lambda: compiled(where),
         "processes": lambda: collectives(where),
-        "training": lambda: rehearse(config, expected, folder, device, steps, micro_batch_size),
+        "training": lambda: rehearse(config, expected, folder, device, steps, micro_batch_size, minutes),
     }
 
 
+def products(device: torch.device, size: int = 1024) -> str:
+    """Time square matrix products in float32 and bfloat16, the pace of which sets that of training."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(size, size, device=device).to(dtype)
+        for _ in range(2):  # the first call makes ready
+            began = time.perf_counter()
+            (a @ a).float().sum().item()
+            rates[dtype] = 2e-9 * size**3 / (time.perf_counter() - began)
+    told = f"{rates[torch.float32]:.3g} GFLOP/s in float32, {rates[torch.bfloat16]:.3g} in bfloat16"
+    return told if rates[torch.bfloat16] > rates[torch.float32] else f"{told}: train with --dtype float32 here"
+
+
 def rehearse(
-    config: TrainConfig, expected: Expected, folder: Path, device: str, steps: int, micro_batch_size: int
+    config: TrainConfig,
+    expected: Expected,
+    folder: Path,
+    device: str,
+    steps: int,
+    micro_batch_size: int,
+    minutes: float = 5.0,
 ) -> str:
-    """Train the recipe's network on synthetic latents: half of the steps, a save, and the rest from the save."""
+    """Train the recipe's network on synthetic latents: two steps, a save, and from the save as many as fit the time."""
     planned, before = plan(config, expected, micro_batch_size=micro_batch_size), peak_resident()
-    config = replace(config, batch_size=micro_batch_size, steps=steps, save_every=max(1, steps // 2), keep_last=1)
+    config = replace(config, batch_size=micro_batch_size, steps=2, save_every=steps, keep_last=1, held_out_every=0)
     with tempfile.TemporaryDirectory(dir=folder, prefix="jlt-doctor-") as temporary:
-        needed = 2 * planned.checkpoint_bytes + planned.latent_bytes // expected.num_images * 2 * micro_batch_size
+        needed = 2 * planned.checkpoint_bytes + 4 * planned.latent_bytes * micro_batch_size // expected.num_images
         if needed > (free := shutil.disk_usage(temporary).free):
             raise ValueError(f"two checkpoints and latents need {needed} bytes, {folder} has {free} free")
         latents, run = Path(temporary) / "latents", Path(temporary) / "run"
         synthetic_latents(latents, expected, 2 * micro_batch_size)
-        if where := torch.cuda.is_available() and device.startswith("cuda"):
+        if on_gpu := open_device(device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         times: list[float] = []
-        for until in (steps - steps // 2, steps):  # the second call resumes
-            train(replace(config, steps=until), latents, run, device=device,
+
+        def until(last: int) -> float:
+            """Train to that step; return the median time of a step."""
+            times.clear()
+            train(replace(config, steps=last), latents, run, device=device,
                   progress=lambda step, loss: times.append(time.perf_counter()))  # fmt: skip
+            pauses = sorted(b - a for a, b in itertools.pairwise(times))
+            return pauses[len(pauses) // 2]
+
+        seconds = until(2)
+        total = 2 + max(2, min(steps - 2, int(60 * minutes / seconds)))
+        seconds = until(total)
         lines = [line["step"] for line in read_metrics(run)]
-        if lines != list(range(1, steps + 1)):
-            raise RuntimeError(f"metrics.jsonl has the steps {lines}, 1 to {steps} are expected")
-        pauses = sorted(b - a for a, b in itertools.pairwise(times))
-        median = pauses[len(pauses) // 2]
-        peak = torch.cuda.max_memory_allocated() if where else peak_resident()
-    rate = micro_batch_size / median
-    peak_flops = planned.training_gflop * 1e9 * rate
-    hours = planned.training_flop / peak_flops / 3600
-    told = "" if where else f" (the process, {size(before)} before)"
+        if lines != list(range(1, total + 1)):
+            raise RuntimeError(f"metrics.jsonl has the steps {lines}, 1 to {total} are expected")
+        peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident()
+    rate = micro_batch_size / seconds
+    flop_per_second = planned.training_gflop * 1e9 * rate
+    told = "" if on_gpu else f" (the process, {size(before)} before)"
     return (
-        f"{planned.name}, {steps} steps of {micro_batch_size} images on {device} in {config.dtype}, saved and resumed "
-        f"after {steps - steps // 2}: {rate:.3g} images/s = {peak_flops / 1e12:.3g} TFLOP/s, at which the whole run "
-        f"takes {hours:,.0f} hours; memory {size(peak)}{told}, the "
-        f"plan's estimate is {size(planned.memory_bytes)}"
+        f"{planned.name}, {total} steps of {micro_batch_size} images on {device} in {config.dtype}, saved and resumed "
+        f"after 2: {rate:.3g} images/s = {flop_per_second / 1e12:.3g} TFLOP/s, at which the whole run takes "
+        f"{planned.training_flop / flop_per_second / 3600:,.0f} hours; memory {size(peak)}{told}, the plan's estimate "
+        f"is {size(planned.memory_bytes)}"
     )
 
 
