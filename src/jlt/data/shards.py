@@ -41,9 +41,16 @@ class Affine:
     shift: tuple[float, ...]
     scale: tuple[float, ...]
 
-    def normalise(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    @property
+    def is_identity(self) -> bool:
+        return not any(self.shift) and all(value == 1 for value in self.scale)
+
+    def normalise(self, raw: Float[Tensor, "b c h w"], out: Tensor | None = None) -> Float[Tensor, "b c h w"]:
         shift, scale = self._tensors(raw)
-        return (raw - shift) * scale
+        if self.is_identity:
+            return raw
+        z = torch.sub(raw, shift, out=out)
+        return torch.mul(z, scale, out=z)
 
     def restore(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         shift, scale = self._tensors(z)
@@ -197,23 +204,26 @@ class Latents:
         return len(self.manifest.class_names or ())
 
     def gather(
-        self, indices: Int[Tensor, " b"] | Sequence[int], mirrored: Bool[Tensor, " b"] | None = None
+        self,
+        indices: Int[Tensor, " b"] | Sequence[int],
+        mirrored: Bool[Tensor, " b"] | None = None,
+        out: Float[Tensor, "b c h w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Return the normalised latents of these images, those of the mirrored images where `mirrored` is true."""
+        """Return the normalised latents of these images, those of the mirrored images where `mirrored` is true.
+
+        Each is copied once, from the mapped file into `out` (float32; a new tensor without it), and normalised there.
+        """
         index = torch.as_tensor(indices, dtype=torch.int64)
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise ValueError(f"indices are {int(index.min())} to {int(index.max())}, there are {len(self)} latents")
-        raw = torch.empty(len(index), *self.shape, dtype=torch.float16)
-        shard = index // self.manifest.shard_size
-        sides = [(self.shards, None)] if mirrored is None else [(self.shards, ~mirrored), (self.mirrored, mirrored)]
-        for k in torch.unique(shard).tolist():
-            for tensors, chosen in sides:
-                mine = (shard == k) if chosen is None else (shard == k) & chosen
-                if mine.any():
-                    if tensors is None:
-                        raise ValueError(f"{self.folder} holds no mirrored latents; encode with --mirrored")
-                    raw[mine] = tensors[k][index[mine] - k * self.manifest.shard_size]
-        return self.manifest.affine.normalise(raw.float())
+        flips = [False] * len(index) if mirrored is None else mirrored.tolist()
+        if any(flips) and self.mirrored is None:
+            raise ValueError(f"{self.folder} holds no mirrored latents; encode with --mirrored")
+        z = torch.empty(len(index), *self.shape) if out is None else out
+        for row, i, flip in zip(z, index.tolist(), flips, strict=True):
+            tensors = self.mirrored if flip and self.mirrored else self.shards
+            row.copy_(tensors[i // self.manifest.shard_size][i % self.manifest.shard_size])
+        return self.manifest.affine.normalise(z, z)
 
     def statistics(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
         """Measure mean and variance by channel over all normalised latents, in float64; all must be finite."""
