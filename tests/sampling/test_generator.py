@@ -8,7 +8,7 @@ import torch
 
 import jlt
 from jlt.data import encode
-from jlt.data.sources import Arrays
+from jlt.data.idx import Arrays
 from jlt.training import TrainConfig, train
 
 

@@ -13,7 +13,7 @@ import torch
 from jlt import files
 from jlt.cli import main
 from jlt.data import encode
-from jlt.data.sources import Arrays
+from jlt.data.idx import Arrays
 from jlt.nn import checkpoint
 from jlt.training import TrainConfig, train
 

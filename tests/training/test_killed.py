@@ -10,7 +10,7 @@ import torch
 
 from jlt import files
 from jlt.data import encode
-from jlt.data.sources import Arrays
+from jlt.data.idx import Arrays
 from jlt.training import TrainConfig, read_metrics, train
 
 CONFIG = TrainConfig(

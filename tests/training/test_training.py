@@ -11,7 +11,7 @@ import torch
 
 from jlt import files
 from jlt.data import encode, open_latents
-from jlt.data.sources import Arrays
+from jlt.data.idx import Arrays
 from jlt.flow import TARGETS, TimeDensity
 from jlt.nn import EMA, Transformer, checkpoint
 from jlt.training import Stopped, TrainConfig, draw_batch, held_out_losses, make_optimizer, read_metrics, train
