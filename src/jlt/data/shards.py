@@ -4,6 +4,7 @@
     LATENTS/train/manifest.json              the contract below
     LATENTS/train/shard-00000.safetensors    `latents` (n, c, h, w) float16, the representation's raw output;
                                              `labels` (n,) int64; `mirrored`, latents of the mirrored images, if wanted
+    LATENTS/train/shard-00000.json           what it holds, for whoever writes (jlt.data.writing)
     LATENTS/held-out/...                     likewise
 
 Shard k holds images k * shard_size to (k + 1) * shard_size of the split's ordered source, whatever made it. The affine

@@ -61,9 +61,12 @@ JIT_B = {"bottleneck": 128, "in_context_tokens": 32, "in_context_start": 4}
 JIT_L = {"bottleneck": 128, "in_context_tokens": 32, "in_context_start": 8}
 JIT_H = {"bottleneck": 256, "in_context_tokens": 32, "in_context_start": 10, "dropout": 0.2}
 IMAGENET_512 = Expected(shape=(128, 32, 32))
+QWEN = Expected(shape=(16, 32, 32))  # of autoencoder:Qwen/Qwen-Image/vae; patches of 2 make 256 tokens, as in B/1
 
 PRESETS = {
-    "jlt-b-1": Preset(PAPER, {}, "2.56 / 220.7 (first version; 2.50 / 232.5 selected), 2.84 / 204.8 (second)"),
+    "jlt-b-1": Preset(
+        PAPER, {}, "2.56 / 220.7 (first version; 2.50 / 232.5 selected), 2.84 / 204.8 (second); 14.00 unguided"
+    ),
     "jlt-b-1-xmse": Preset(PAPER, {"loss_space": "x"}, "2.38 / 256.9"),
     "dit-b-1": Preset(PAPER, {"target": "v"}, "6.56 / 132.1"),
     "eps-b-1": Preset(PAPER, {"target": "eps"}, NONE),
@@ -95,6 +98,10 @@ PRESETS = {
     "jlt-h-2-xmse": Preset(PAPER, {"size": "H", "patch_size": 2, "loss_space": "x"}, "2.04 (loss not stated)"),
     "dit-h-2": Preset(PAPER, {"size": "H", "patch_size": 2, "target": "v"}, NONE),
     "eps-h-2": Preset(PAPER, {"size": "H", "patch_size": 2, "target": "eps"}, NONE),
+    "jlt-b-2-qwen": Preset(PAPER, {"patch_size": 2}, "6.54, with Qwen's autoencoder (patches are our reading)", 2.9, QWEN),
+    "dit-b-2-qwen": Preset(
+        PAPER, {"patch_size": 2, "target": "v"}, "6.85, with Qwen's autoencoder (patches are our reading)", 2.9, QWEN
+    ),
     "jlt-b-1-jit": Preset(PAPER, JIT_B, "ours: with JiT's bottleneck and class tokens"),
     "jlt-l-1-jit": Preset(PAPER, {"size": "L", **JIT_L}, "ours: with JiT's bottleneck and class tokens"),
     "jlt-h-1-jit": Preset(PAPER, {"size": "H", **JIT_H}, "ours: with JiT's bottleneck, class tokens and dropout", 2.2),
