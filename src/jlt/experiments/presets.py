@@ -98,9 +98,9 @@ PRESETS = {
     "jlt-h-2-xmse": Preset(PAPER, {"size": "H", "patch_size": 2, "loss_space": "x"}, "2.04 (loss not stated)"),
     "dit-h-2": Preset(PAPER, {"size": "H", "patch_size": 2, "target": "v"}, NONE),
     "eps-h-2": Preset(PAPER, {"size": "H", "patch_size": 2, "target": "eps"}, NONE),
-    "jlt-b-2-qwen": Preset(PAPER, {"patch_size": 2}, "6.54, with Qwen's autoencoder (patches are our reading)", 2.9, QWEN),
+    "jlt-b-2-qwen": Preset(PAPER, {"patch_size": 2}, "6.54 (Qwen's autoencoder; patches are our reading)", 2.9, QWEN),
     "dit-b-2-qwen": Preset(
-        PAPER, {"patch_size": 2, "target": "v"}, "6.85, with Qwen's autoencoder (patches are our reading)", 2.9, QWEN
+        PAPER, {"patch_size": 2, "target": "v"}, "6.85 (Qwen's autoencoder; patches are our reading)", 2.9, QWEN
     ),
     "jlt-b-1-jit": Preset(PAPER, JIT_B, "ours: with JiT's bottleneck and class tokens"),
     "jlt-l-1-jit": Preset(PAPER, {"size": "L", **JIT_L}, "ours: with JiT's bottleneck and class tokens"),
