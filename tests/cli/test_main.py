@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -41,12 +42,30 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def readme_commands(heading: str) -> list[list[str]]:
+    """Return the arguments of each jlt command below a heading of the README, one that torchrun starts included."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", "")
+    section = readme.split(f"{heading}\n")[1].split("\n## ")[0]
+    lines = [part for line in section.splitlines() for part in line.split("&&")]
+    found = [re.fullmatch(r"\s*(?:torchrun .* -m )?jlt ([a-z]+ .*)", line) for line in lines]
+    return [match[1].split() for match in found if match]
+
+
+@pytest.mark.parametrize("arguments", readme_commands("## Reproduce the paper"), ids=" ".join)
+def test_the_commands_that_reproduce_the_paper_are_understood(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, called = importlib.import_module(f"jlt.cli.{arguments[0]}"), []
+    monkeypatch.setattr(module, "run", functools.wraps(module.run)(lambda *given, **named: called.append(named)))
+    assert main(arguments) == 0
+    assert len(called) == 1
+
+
 @pytest.fixture(scope="module")
 def chain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the README's five commands as they stand there, with options that make them tiny."""
     root = tmp_path_factory.mktemp("chain")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    commands = [line.split()[1:] for line in readme.splitlines() if re.match("jlt [a-z]+ .*", line)]
+    commands = readme_commands("## Your own images")
     assert [command[0] for command in commands] == ["encode", "train", "sample", "evaluate", "report"]
     sampling = ["--steps", "2", "--batch-size", "3"]
     smaller = {
