@@ -446,3 +446,47 @@ def test_the_estimate_comes_first_and_counts_the_bytes(photos, tmp_path):
     assert "14 images and their mirror images: 9.22e-06 GB of latents (48, 2, 2)" in line
     assert not [name for name in there if "shard" in name]
     encode(str(photos), tmp_path / "latents", announce=lambda line: pytest.fail("nothing is left to do"), **OPTIONS)
+
+
+@pytest.fixture
+def flux2(golden):
+    return f"autoencoder:{golden / 'flux2_vae' / 'vae'}"
+
+
+def test_an_autoencoder_that_states_its_normalisation_is_stored_as_it_is(photos, flux2, tmp_path):
+    out = tmp_path / "latents"
+    encode(str(photos), out, representation=flux2, image_size=64, upscale=True, num_held_out=4, batch_size=4)
+    latents, images = open_latents(out, verify=True), real_images(out, "train")
+    assert latents.shape == (128, 4, 4)
+    assert latents.manifest.affine.is_identity
+    representation = load_representation(out / "representation")
+    batch = torch.stack([torch.from_numpy(images[i][0]) for i in range(4)])  # as the shard's first batch
+    assert torch.equal(latents.gather(range(4)), representation.encode(batch).half().float())
+    originals, decoded = reconstruct(out, "held-out", torch.tensor([0, 3]))
+    assert originals.shape == decoded.shape == (2, 3, 64, 64)
+    with pytest.raises(ValueError, match="batch_size is 4 there and 5 here"):  # its rounding may depend on it
+        encode(str(photos), out, representation=flux2, image_size=64, upscale=True, num_held_out=4, batch_size=5)
+
+
+def test_an_autoencoder_that_states_none_is_normalised_by_channel(photos, tmp_path):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    made = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2, scaling_factor=1.0)
+    made.save_pretrained(tmp_path / "vae")
+    encode(str(photos), tmp_path / "latents", representation=f"autoencoder:{tmp_path / 'vae'}", image_size=8)
+    mean, variance = open_latents(tmp_path / "latents").statistics()
+    np.testing.assert_allclose(variance, 1, atol=1e-4)
+    assert mean.abs().max() < 1e-4
+
+
+def test_options_of_another_representation_are_refused(photos, flux2, tmp_path):
+    for options, complaint in (
+        ({"representation": flux2, "stride": 4}, "has its own stride and channels, got stride 4"),
+        ({"representation": "pixels", "dtype": "bfloat16"}, "pixels is not one, got bfloat16"),
+        ({"representation": "flux3"}, "did you mean 'flux2'"),
+        ({"representation": flux2, "image_size": 24, "upscale": True}, "24 x 24 are not a multiple of the stride 16"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            encode(str(photos), tmp_path / "latents", **options)
+        assert not (tmp_path / "latents").exists()
