@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from jlt.evaluation import moments as moments_files
 from jlt.evaluation.distances import frechet_distance, kernel_distance
-from jlt.evaluation.features import Extractor
-from jlt.evaluation.moments import Moments
+from jlt.evaluation.features import Extractor, metric_name
+from jlt.evaluation.moments import Moments, Stated
 from jlt.evaluation.records import Value
 
 Images = UInt8[Tensor, "n c h w"] | Iterable[UInt8[Tensor, "_ c h w"]]
@@ -31,17 +31,21 @@ Images = UInt8[Tensor, "n c h w"] | Iterable[UInt8[Tensor, "_ c h w"]]
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as one extractor sees them; `features` is None where only their moments were kept on disk."""
+    """Real images as one extractor sees them.
+
+    `features` are those of all images or of some, None where only moments were kept; `spatial` is Inception's.
+    """
 
     name: str
     extractor: str
     fingerprint: str
-    moments: Moments
+    moments: Moments | Stated
     features: Float[Tensor, "n d"] | None
+    spatial: Moments | Stated | None = None
 
     @property
-    def count(self) -> int:
-        """The number of images."""
+    def count(self) -> int | None:
+        """The number of images, if it is known."""
         return self.moments.count
 
 
@@ -64,16 +68,21 @@ def measure(
 
     `name` stands beside the progress bar. An extractor other than the reference's is a ValueError.
     """
+    check_extractor(reference, extractor)
+    features, moments = extract(images, extractor, batch_size, name)
+    values = {metric_name("FD", extractor): Value(frechet_distance(moments, reference.moments))}
+    if reference.features is not None:
+        values[metric_name("KD", extractor)] = Value(kernel_distance(features, reference.features))
+    return values
+
+
+def check_extractor(reference: Reference, extractor: Extractor) -> None:
+    """Refuse an extractor other than the one that a reference was made with."""
     if extractor.fingerprint != reference.fingerprint:
         raise ValueError(
             f"the reference {reference.name!r} was made with {reference.extractor} ({reference.fingerprint}), "
             f"not with {extractor.name} ({extractor.fingerprint})"
         )
-    features, moments = extract(images, extractor, batch_size, name)
-    values = {f"FD ({extractor.name})": Value(frechet_distance(moments, reference.moments))}
-    if reference.features is not None:
-        values[f"KD ({extractor.name})"] = Value(kernel_distance(features, reference.features))
-    return values
 
 
 def real_against_real(
