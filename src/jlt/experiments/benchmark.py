@@ -212,7 +212,9 @@ def floor(reference: Reference, extractor: Extractor, count: int) -> Record | No
     """Return what real images score: those kept of the reference, as many as are measured if there are so many."""
     if reference.features is None or min(len(reference.features), count) < 2:
         return None
-    some = reference.features[:count]
+    # drawn at random: a set may be ordered by class, so its first images are no fair draw
+    drawn = torch.randperm(len(reference.features), generator=torch.Generator().manual_seed(0))[:count]
+    some = reference.features[drawn]
     moments = Moments(reference.moments.dimension)
     moments.update(some)
     values = {metric_name("FD", extractor): Value(frechet_distance(moments, reference.moments))}
