@@ -17,6 +17,7 @@ OPTIONAL = {
     "onnx",
     "onnxruntime",
     "efficientnet_lite_pytorch",
+    "torch_fidelity",
     "gradio",
     "diffusers",
     "datasets",

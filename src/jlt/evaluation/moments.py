@@ -5,6 +5,7 @@ products of the centred features, and in the header's metadata `format_version`,
 `count` and `source` (what the images were). It is readable only for the extractor that it was made with.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -64,6 +65,20 @@ class Moments:
         self.scatter.addmm_(rows.T, rows)
         self.mean += shift * (count / total)
         self.count = total
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Mean and covariance as a file states them, of a number of images that it may not state."""
+
+    mean: Float64[Tensor, " d"]
+    covariance: Float64[Tensor, "d d"]
+    count: int | None = None
+
+    @property
+    def dimension(self) -> int:
+        """The length of a feature vector."""
+        return len(self.mean)
 
 
 def check_features(features: Tensor, dimension: int) -> None:

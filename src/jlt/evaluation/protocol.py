@@ -6,9 +6,13 @@ Real images are turned into a `Reference` once, and every set of images is measu
     values = measure(samples, held_out, extractor)         # {"FD (EfficientNet-Lite0)": ..., "KD (...)": ...}
     floor = real_against_real(more_real_images, held_out, extractor, count=len(samples))
 
+At full count, nothing is held in memory: `Statistics` of the images come from one pass over their features, and
+`compare` measures them against a reference on disk (`references`).
+
 A distance depends on the number of images, on the reference and on the extractor, so it is stated with all three, and
 beside the floor: what as many real images score. Below about 5,000 images KD is the one to trust.
-Images are one uint8 tensor (n, c, h, w) or an iterable of such batches; memory holds a batch and all features.
+Images of `measure` are one uint8 tensor (n, c, h, w) or an iterable of such batches; memory holds a batch and all
+features.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,26 +26,32 @@ from tqdm import tqdm
 
 from jlt.evaluation import moments as moments_files
 from jlt.evaluation.distances import frechet_distance, kernel_distance
-from jlt.evaluation.features import Extractor
-from jlt.evaluation.moments import Moments
-from jlt.evaluation.records import Value
+from jlt.evaluation.features import Extractor, metric_name
+from jlt.evaluation.moments import Moments, Stated
+from jlt.evaluation.records import Value, mean_and_spread
+from jlt.evaluation.scores import NEIGHBOURS, coverage_scores
+from jlt.evaluation.statistics import SPLITS, Statistics
 
 Images = UInt8[Tensor, "n c h w"] | Iterable[UInt8[Tensor, "_ c h w"]]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as one extractor sees them; `features` is None where only their moments were kept on disk."""
+    """Real images as one extractor sees them.
+
+    `features` are those of all images or of some, None where only moments were kept; `spatial` is Inception's.
+    """
 
     name: str
     extractor: str
     fingerprint: str
-    moments: Moments
+    moments: Moments | Stated
     features: Float[Tensor, "n d"] | None
+    spatial: Moments | Stated | None = None
 
     @property
-    def count(self) -> int:
-        """The number of images."""
+    def count(self) -> int | None:
+        """The number of images, if it is known."""
         return self.moments.count
 
 
@@ -64,16 +74,48 @@ def measure(
 
     `name` stands beside the progress bar. An extractor other than the reference's is a ValueError.
     """
+    check_extractor(reference, extractor)
+    features, moments = extract(images, extractor, batch_size, name)
+    values = {metric_name("FD", extractor): Value(frechet_distance(moments, reference.moments))}
+    if reference.features is not None:
+        values[metric_name("KD", extractor)] = Value(kernel_distance(features, reference.features))
+    return values
+
+
+def compare(statistics: Statistics, reference: Reference, extractor: Extractor) -> dict[str, Value]:
+    """Return every metric that statistics of images and a reference allow.
+
+    Distances are those of all images; "over fifths" is the mean of the same distance for five disjoint subsets, higher
+    since they are smaller, and its spread. KD, precision, recall, density and coverage compare the features kept.
+    """
+    check_extractor(reference, extractor)
+    assert statistics.seen == statistics.count, f"{statistics.seen} of {statistics.count} images were seen"
+    values = {}
+    for metric, view, real in (("FD", "features", reference.moments), ("sFD", "spatial", reference.spatial)):
+        if real is None or (moments := statistics.moments(view)) is None:
+            continue
+        values[metric_name(metric, extractor)] = Value(frechet_distance(moments, real))
+        parts = statistics.subsets(view)
+        if metric == "FD" and min(part.count for part in parts) >= 2:
+            name = f"{metric_name(metric, extractor)}, over fifths of {parts[-1].count}"
+            values[name] = mean_and_spread([frechet_distance(part, real) for part in parts])
+    if statistics.score is not None and statistics.count >= SPLITS:
+        values[metric_name("IS", extractor)] = statistics.score.value()
+    if reference.features is not None and min(len(reference.features), statistics.keep) > NEIGHBOURS:
+        kept = statistics.kept
+        values[metric_name("KD", extractor)] = Value(kernel_distance(kept, reference.features))
+        for metric, value in coverage_scores(kept, reference.features).items():
+            values[metric_name(metric, extractor)] = Value(value)
+    return values
+
+
+def check_extractor(reference: Reference, extractor: Extractor) -> None:
+    """Refuse an extractor other than the one that a reference was made with."""
     if extractor.fingerprint != reference.fingerprint:
         raise ValueError(
             f"the reference {reference.name!r} was made with {reference.extractor} ({reference.fingerprint}), "
             f"not with {extractor.name} ({extractor.fingerprint})"
         )
-    features, moments = extract(images, extractor, batch_size, name)
-    values = {f"FD ({extractor.name})": Value(frechet_distance(moments, reference.moments))}
-    if reference.features is not None:
-        values[f"KD ({extractor.name})"] = Value(kernel_distance(features, reference.features))
-    return values
 
 
 def real_against_real(

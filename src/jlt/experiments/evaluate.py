@@ -18,7 +18,7 @@ from jlt.data import Latents, Source, open_latents, real_images
 from jlt.data.batches import read_batches
 from jlt.evaluation import records
 from jlt.evaluation.agreement import Classifier, class_agreement, fit_classifier
-from jlt.evaluation.features import EXTRACTORS, Extractor
+from jlt.evaluation.features import Extractor, open_extractor
 from jlt.evaluation.protocol import Reference, measure, real_against_real, reference
 from jlt.evaluation.records import Record, Value
 from jlt.experiments.plots import grid
@@ -98,7 +98,7 @@ class Judge:
 
 def prepare_judge(latents: Path, num_images: int, extractor: str) -> Judge:
     """Return the judge of runs trained on these latents, whose source's held-out images are the reference."""
-    features = files.choose("extractor", extractor, EXTRACTORS)()
+    features = open_extractor(extractor)
     (training, classes), (held_out, labels) = (stack_images(real_images(latents, s)) for s in ("train", "held-out"))
     against = reference(held_out, features, f"{len(held_out)} held-out images")
     real = real_against_real(training, against, features, min(num_images, len(training)))

@@ -7,12 +7,15 @@ Batch k is a fixed slice of the images, so a generation that was stopped and goe
 not. A folder that holds other images is refused.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -46,52 +49,98 @@ def generate(
         seed, solver, steps, scale, interval, batch_size: as in `Generator.sample`.
         title: what the progress bar says.
     """
-    generator.check(labels, solver, steps, scale, interval, batch_size)
-    asked: dict[str, Any] = {
-        **generator.settings(solver, steps, scale, interval, generator.header["floor"], seed),
-        "batch_size": batch_size,
-        "num_images": len(labels),
-        "labels": labels.tolist(),
-    }
-    claim(out, asked)
+    how = Making(seed, solver, steps, scale, interval, batch_size)
+    asked = begin(generator, labels, out, how)
     parts: list[tuple[Tensor, Tensor]] = []
-    counts: Mapping[str, str] = {}
-    seconds = 0.0
     progress = tqdm(total=len(labels), desc=title, unit="image", disable=None)
     with files.locked(out / HEADER):
-        for k, first in enumerate(range(0, len(labels), batch_size)):
-            path = out / f"images-{k:05d}.safetensors"
-            if not path.is_file():
-                batch = generator.sample(
-                    labels[first : first + batch_size], seed=seed, solver=solver, steps=steps, scale=scale,
-                    interval=interval, batch_size=batch_size, first_index=first, progress=False,
-                )  # fmt: skip
-                stated = {
-                    "seconds": f"{batch.seconds:.4f}",
-                    "evaluations": str(batch.evaluations),
-                    "network_passes": str(batch.network_passes),
-                }
-                files.write_bytes(path, save({"images": batch.images, "latents": batch.latents}, stated))
-            with safe_open(path, framework="pt") as file:
-                parts.append((file.get_tensor("images"), file.get_tensor("latents")))
-                counts = file.metadata()
-            seconds += float(counts["seconds"])
+        for k in range(how.num_batches(labels)):
+            parts.append(batch(generator, labels, out, how, k))
             progress.update(len(parts[-1][0]))
     progress.close()
-    evaluations, network_passes = int(counts["evaluations"]), int(counts["network_passes"])
-    spent = {"evaluations": evaluations, "network_passes": network_passes, "seconds": seconds}
-    if files.read_json(out / HEADER) != asked | spent:
-        files.write_json(out / HEADER, asked | spent)
+    spent = finish(out, asked)
     return Samples(
         images=torch.cat([images for images, _ in parts]),
         latents=torch.cat([latents for _, latents in parts]),
         labels=labels,
         seeds=[(seed, i) for i in range(len(labels))],
         settings=asked,
-        evaluations=evaluations,
-        network_passes=network_passes,
-        seconds=seconds,
+        evaluations=spent.evaluations,
+        network_passes=spent.network_passes,
+        seconds=spent.seconds,
     )
+
+
+@dataclass(frozen=True)
+class Making:
+    """How images are made, as in `Generator.sample`."""
+
+    seed: int
+    solver: str
+    steps: int
+    scale: float
+    interval: tuple[float, float]
+    batch_size: int
+
+    def num_batches(self, labels: Int[Tensor, " n"]) -> int:
+        return math.ceil(len(labels) / self.batch_size)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What images took: counts an image, and the seconds of all batches, one after the other."""
+
+    evaluations: int
+    network_passes: int
+    seconds: float
+
+
+def begin(generator: Generator, labels: Int[Tensor, " n"], out: Path, how: Making) -> dict[str, Any]:
+    """Check that the images can be made and claim the folder for them; return what was asked for."""
+    generator.check(labels, how.solver, how.steps, how.scale, how.interval, how.batch_size)
+    asked: dict[str, Any] = {
+        **generator.settings(how.solver, how.steps, how.scale, how.interval, generator.header["floor"], how.seed),
+        "batch_size": how.batch_size,
+        "num_images": len(labels),
+        "labels": labels.tolist(),
+    }
+    claim(out, asked)
+    return asked
+
+
+def batch(
+    generator: Generator, labels: Int[Tensor, " n"], out: Path, how: Making, k: int
+) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b _ _ _"]]:
+    """Return images and latents of batch `k`, made and stored if they are not there yet."""
+    path = out / f"images-{k:05d}.safetensors"
+    first = k * how.batch_size
+    if not path.is_file():
+        made = generator.sample(
+            labels[first : first + how.batch_size], seed=how.seed, solver=how.solver, steps=how.steps, scale=how.scale,
+            interval=how.interval, batch_size=how.batch_size, first_index=first, progress=False,
+        )  # fmt: skip
+        stated = {
+            "seconds": f"{made.seconds:.4f}",
+            "evaluations": str(made.evaluations),
+            "network_passes": str(made.network_passes),
+        }
+        files.write_bytes(path, save({"images": made.images, "latents": made.latents}, stated))
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("images"), file.get_tensor("latents")
+
+
+def finish(out: Path, asked: Mapping[str, Any]) -> Spent:
+    """Return what all batches took, and state it in the folder."""
+    seconds, counts = 0.0, {}
+    for path in sorted(out.glob("images-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            counts = file.metadata()
+        seconds += float(counts["seconds"])
+    spent = Spent(int(counts["evaluations"]), int(counts["network_passes"]), seconds)
+    stated = {**asked, **dataclasses.asdict(spent)}
+    if files.read_json(out / HEADER) != stated:
+        files.write_json(out / HEADER, stated)
+    return spent
 
 
 def claim(out: Path, asked: dict[str, Any]) -> None:

@@ -1,0 +1,295 @@
+"""Scores at full count: images of a run, or made elsewhere, against statistics of real images on disk.
+
+    jlt evaluate RUN --reference REF.npz --extractor inception --num-images 50000
+    jlt evaluate npz:SAMPLES.npz --reference REF.npz --extractor inception
+
+Memory holds a batch, the moments, and the features of 10,000 images; a run's images are stored batch by batch, so the
+same command goes on where it stopped. Several processes take batches in turn and send their features to the first,
+which adds them up in the order of batches: the result is that of one process.
+
+OUT/record.json, OUT/samples.png; of a run also OUT/samples/ (jlt.sampling.storage)
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from jlt import files
+from jlt.data import Source, Subset, open_source, real_images
+from jlt.data.batches import cut, read_ranges
+from jlt.data.npz import open_npz
+from jlt.evaluation import records, references
+from jlt.evaluation.distances import frechet_distance
+from jlt.evaluation.features import Extractor, metric_name, open_extractor, views
+from jlt.evaluation.moments import Moments
+from jlt.evaluation.protocol import Reference, compare
+from jlt.evaluation.records import Record, Value
+from jlt.evaluation.statistics import KEPT, Statistics
+from jlt.experiments.evaluate import Sampling, balanced_labels, json_ready
+from jlt.experiments.plots import grid
+from jlt.nn import checkpoint
+from jlt.processes import Processes, joined, open_device
+from jlt.sampling import load, storage
+
+Batches = Iterable[UInt8[Tensor, "b c h w"]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Images to be measured: `read(ranges)` yields those of each range of numbers, `finish()` what they took."""
+
+    name: str
+    count: int
+    batch_size: int
+    read: Callable[[Sequence[range]], Batches]
+    settings: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    finish: Callable[[], dict[str, Value]] = field(default=dict)
+
+
+def benchmark(
+    source: str,
+    reference: Path,
+    out: Path,
+    sampling: Sampling,
+    extractor: str,
+    image_size: int | None = None,
+    device: str = "cpu",
+) -> Path | None:
+    """Measure a run, or images that a spec names, against a reference; return the record's path on the first process.
+
+    Args:
+        source: a run or checkpoint folder, or a spec of `jlt.data.sources`, such as tar:PATH or FILE.npz.
+        reference: statistics of real images, .npz; see `jlt.evaluation.references`.
+        out: folder for the record, a picture, and a run's images.
+        sampling: how a run is sampled; of other images only its batch size counts.
+        extractor: a spec of `features.open_extractor`.
+        image_size: side that photographs are cropped to, where the images are not a run's.
+        device: where networks run.
+    """
+    with joined() as processes:
+        where = open_device(device)
+        network = open_extractor(extractor)
+        real = processes.first(lambda: open_reference(reference, network, sampling.batch_size, where))
+        subject = (
+            of_run(Path(source), out / "samples", sampling, where, processes)
+            if is_run(Path(source))
+            else of_images(source, image_size, sampling.batch_size)
+        )
+        statistics = observe(subject, network, where, processes)
+
+        def finish() -> Path:
+            assert real is not None
+            return write_record(subject, statistics, real, reference, network, out)
+
+        return processes.first(finish)
+
+
+def is_run(path: Path) -> bool:
+    """Say whether a path is a checkpoint's or a run's folder."""
+    return (path / checkpoint.HEADER).is_file() or (path / "checkpoints").is_dir()
+
+
+def of_run(run: Path, out: Path, sampling: Sampling, device: torch.device, processes: Processes) -> Subject:
+    """Return the images of a run, made as they are read."""
+    generator = load(run, sampling.weights, device)
+    classes = generator.model.config.num_classes
+    labels = balanced_labels(sampling.num_images, classes)
+    how = storage.Making(
+        sampling.seed, sampling.solver, sampling.steps, sampling.guidance(classes), sampling.interval,
+        sampling.batch_size,
+    )  # fmt: skip
+    processes.first(lambda: storage.begin(generator, labels, out, how))
+    asked = files.read_json(out / storage.HEADER)
+
+    def read(ranges: Sequence[range]) -> Batches:
+        for numbers in ranges:
+            yield storage.batch(generator, labels, out, how, numbers.start // sampling.batch_size)[0]
+
+    def finish() -> dict[str, Value]:
+        spent = storage.finish(out, asked)
+        return {
+            "evaluations": Value(spent.evaluations),
+            "network passes": Value(spent.network_passes),
+            "sampling time, of all processes": Value(spent.seconds, unit="s"),
+        }
+
+    name = f"{generator.header['name']}, step {generator.header['step']}"
+    told = {
+        key: value for key, value in asked.items() if key not in ("labels", "evaluations", "network_passes", "seconds")
+    }
+    told["labels"] = f"in turn over {classes} classes" if classes else "none"
+    prints = {"weights": generator.fingerprint}
+    return Subject(name, len(labels), sampling.batch_size, read, told, prints, finish)
+
+
+def of_images(spec: str, image_size: int | None, batch_size: int) -> Subject:
+    """Return images that were made elsewhere."""
+    source = open_images(spec, image_size)
+    _, height, width = source.image_shape
+    settings = {"images": source.spec, "image size": f"{height} x {width}", "num_images": len(source)}
+    read = lambda ranges: (images for images, _ in read_ranges(source, ranges))  # noqa: E731
+    return Subject(source.spec, len(source), batch_size, read, settings, {"images": source.fingerprint})
+
+
+def open_images(spec: str, image_size: int | None) -> Source:
+    """Open a source of images; of a folder of latents, those that its training split was made from."""
+    if (Path(spec) / "encoding.json").is_file():
+        if image_size is not None:
+            raise ValueError(
+                f"{spec} holds latents, whose images have their own size; image_size {image_size} has no use"
+            )
+        return real_images(Path(spec), "train")
+    return open_source(spec, image_size)
+
+
+def observe(
+    subject: Subject, extractor: Extractor, device: torch.device, processes: Processes, keep: int = KEPT
+) -> Statistics:
+    """Pass over all images; the statistics are complete on the first process alone."""
+    statistics = Statistics(subject.count, keep)
+    ranges = cut(0, subject.count, subject.batch_size)
+    mine = iter(subject.read(ranges[processes.rank :: processes.count]))
+    progress = tqdm(
+        total=subject.count, desc=f"measuring {subject.name}", unit="image", disable=processes.rank > 0 or None
+    )
+    for first in range(0, len(ranges), processes.count):
+        images = next(mine, None)
+        rows = None if images is None else views(extractor, images.to(device))
+        for seen in together(rows, ranges[first : first + processes.count], extractor, subject.batch_size, processes):
+            statistics.update(seen)
+            progress.update(len(seen["features"]))
+    progress.close()
+    return statistics
+
+
+def together(
+    rows: Mapping[str, Tensor] | None,
+    ranges: Sequence[range],
+    extractor: Extractor,
+    batch_size: int,
+    processes: Processes,
+) -> Iterator[Mapping[str, Float[Tensor, "b _"]]]:
+    """Yield, on the first process, the views of each process's batch in the order of their numbers."""
+    if processes.count == 1:
+        if rows is not None:
+            yield rows
+        return
+    if rows is None:  # this process has no batch left; it sends zeros of the same width
+        rows = {name: view[:0] for name, view in views(extractor, torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).items()}
+    widths = {name: view.shape[1] for name, view in rows.items()}
+    packed = torch.cat([view.float().cpu() for view in rows.values()], 1)
+    packed = torch.nn.functional.pad(packed, (0, 0, 0, batch_size - len(packed)))
+    received = [torch.empty_like(packed) for _ in range(processes.count)] if processes.rank == 0 else None
+    dist.gather(packed, received, dst=0)
+    for numbers, block in zip(ranges, received or [], strict=False):  # fewer ranges than processes in the last round
+        yield dict(zip(widths, block[: len(numbers)].split(list(widths.values()), 1), strict=True))
+
+
+def open_reference(path: Path, extractor: Extractor, batch_size: int, device: torch.device) -> Reference:
+    """Read a reference; where it has images but not their features, as ADM's, make those."""
+    reference = references.read(path, extractor)
+    if reference.features is None and references.has_images(path):
+        images = open_npz(str(path))
+        chosen = Subset(images, range(min(KEPT, len(images))))
+        batches = read_ranges(chosen, cut(0, len(chosen), batch_size))
+        progress = tqdm(batches, desc="features of the reference's images", disable=None)
+        features = torch.cat([extractor(batch.to(device)).float().cpu() for batch, _ in progress])
+        reference = dataclasses.replace(reference, features=features)
+    return reference
+
+
+def floor(reference: Reference, extractor: Extractor, count: int) -> Record | None:
+    """Return what real images score: those kept of the reference, as many as are measured if there are so many."""
+    if reference.features is None or min(len(reference.features), count) < 2:
+        return None
+    # drawn at random: a set may be ordered by class, so its first images are no fair draw
+    drawn = torch.randperm(len(reference.features), generator=torch.Generator().manual_seed(0))[:count]
+    some = reference.features[drawn]
+    moments = Moments(reference.moments.dimension)
+    moments.update(some)
+    values = {metric_name("FD", extractor): Value(frechet_distance(moments, reference.moments))}
+    return Record("reference", f"{len(some)} of the reference's own images", values, {})
+
+
+def write_record(
+    subject: Subject, statistics: Statistics, real: Reference, path: Path, extractor: Extractor, out: Path
+) -> Path:
+    """Write the record and a picture of the first images."""
+    values = compare(statistics, real, extractor) | subject.finish()
+    part = Record("evaluate", subject.name, values, {})
+    beside = floor(real, extractor, subject.count)
+    first = next(iter(subject.read([range(min(subject.batch_size, subject.count))])))
+    with files.replaced(out / "samples.png") as temporary:
+        grid(first[:100], 10).save(temporary, format="PNG")
+    settings = {
+        **subject.settings,
+        "extractor": extractor.name,
+        "reference": path.name,
+        "reference's images": real.name if real.count is None else f"{real.count} of {real.name}",
+        "images compared for KD, precision, recall, density, coverage":
+            "none" if real.features is None else f"{statistics.keep} with {len(real.features)}",
+    }  # fmt: skip
+    record = Record(
+        kind="evaluate",
+        name=subject.name,
+        values={},  # they are the part's, in a column beside the real images'
+        settings=json_ready(settings),
+        fingerprints={
+            **subject.fingerprints,
+            "reference": files.sha256(path),
+            "extractor": extractor.fingerprint,
+        },
+        pictures={"The first images": "samples.png"},
+        parts=(part, *([beside] if beside else [])),
+    )
+    records.write(record, out / "record.json")
+    return out / "record.json"
+
+
+def make_reference(
+    source: str,
+    out: Path,
+    extractor: str,
+    image_size: int | None = None,
+    keep: int = KEPT,
+    images: bool = False,
+    batch_size: int = 100,
+    device: str = "cpu",
+) -> str | None:
+    """Write statistics of real images, and return a line that says of what, on the first process.
+
+    Args:
+        source: a spec of `jlt.data.sources`, or a folder of latents for the images it was made from.
+        out: the .npz file.
+        extractor: a spec of `features.open_extractor`.
+        image_size: side that photographs are cropped to.
+        keep: images, drawn at random, whose features are kept for KID, precision, recall, density and coverage.
+        images: keep those images too, as ADM does; others can then take other features of them.
+        batch_size: images at once.
+        device: where the network runs.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"{out} does not end in .npz, as files of statistics do")
+    with joined() as processes:
+        where, network = open_device(device), open_extractor(extractor)
+        subject = of_images(source, image_size, batch_size)
+        statistics = observe(subject, network, where, processes, keep)
+
+        def finish() -> str:
+            opened = open_images(source, image_size)
+            kept = [opened[i][0].transpose(1, 2, 0) for i in statistics.kept_numbers] if images else []
+            references.write(out, statistics, network, subject.name, np.stack(kept) if kept else None)
+            seen = f"{statistics.count} images of {subject.name}"
+            return f"{out}: {seen}, {network.name}, features of {statistics.keep} kept"
+
+        return processes.first(finish)
