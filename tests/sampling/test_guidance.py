@@ -7,7 +7,7 @@ from torch import Tensor
 from jlt.flow import TARGETS, target
 from jlt.sampling import Field, classifier_free, heun
 from jlt.sampling.field import Passes
-from jlt.sampling.solvers import uniform_grid
+from jlt.sampling.grids import uniform_grid
 
 NO_CLASS = 3
 

@@ -2,10 +2,12 @@
 
 from jlt.sampling.field import Field, classifier_free, default_scale
 from jlt.sampling.generator import Generator, Samples, load
+from jlt.sampling.grids import GRIDS, time_grid
 from jlt.sampling.solvers import SOLVERS, euler, heun
 from jlt.sampling.storage import generate
 
 __all__ = [
+    "GRIDS",
     "SOLVERS",
     "Field",
     "Generator",
@@ -16,4 +18,5 @@ __all__ = [
     "generate",
     "heun",
     "load",
+    "time_grid",
 ]

@@ -18,7 +18,10 @@ Predictor = Callable[[Tensor, float, Tensor | None], Tensor]
 
 
 class Prediction(NamedTuple):
-    """What a field says at (z, t): the velocity, floored as in the paper, and the clean latent, without a floor."""
+    """What a field says at (z, t): the velocity, floored as in the paper, and the clean latent, without a floor.
+
+    Where the target does not determine the clean latent (eps at t = 0), it is read from the velocity, floored.
+    """
 
     v: Tensor
     x: Tensor
@@ -98,4 +101,8 @@ class Field:
         """Evaluate once."""
         self.evaluations += 1
         y = self.predict(z, t, self.label)
-        return Prediction(velocity(self.target, y, z, t, self.floor), convert(y, z, t, self.target, TARGETS["x"]))
+        v = velocity(self.target, y, z, t, self.floor)
+        det = self.target.det(t)
+        if not isinstance(det, Tensor) and det == 0 and self.target.name != "x":
+            return Prediction(v, z + (1 - t) * v)
+        return Prediction(v, convert(y, z, t, self.target, TARGETS["x"]))

@@ -21,7 +21,9 @@ from jlt.flow.random import Stream
 from jlt.nn import Transformer, checkpoint
 from jlt.processes import open_device
 from jlt.sampling.field import Field, Passes, classifier_free
-from jlt.sampling.solvers import SOLVERS, Callback, uniform_grid
+from jlt.sampling.grids import time_grid
+from jlt.sampling.solvers import Callback
+from jlt.sampling.solvers import solver as find_solver
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Samples:
     """Generated images and how they were made.
 
     `images` (n, channels, height, width) uint8, `latents` (n, c, h, w) normalised, `labels` (n,), `seeds` the pair
-    (seed, index) of each image. `evaluations` of the field and `network_passes` are counts an image; `seconds` is the
-    wall time of all.
+    (seed, index) of each image. `evaluations` of the field and `network_passes` are counts an image (of an adaptive
+    solver, the largest of any batch); `seconds` is the wall time of all.
     """
 
     images: UInt8[Tensor, "n k H W"]
@@ -69,6 +71,7 @@ class Generator:
         self,
         labels: Int[Tensor, " n"],
         solver: str,
+        grid: str,
         steps: int,
         scale: float,
         interval: tuple[float, float],
@@ -76,8 +79,8 @@ class Generator:
     ) -> None:
         """Raise a ValueError for arguments with which `sample` can make no image; nothing is computed."""
         classes = self.model.config.num_classes
-        files.choose("solver", solver, SOLVERS)
-        uniform_grid(steps)
+        find_solver(solver)
+        time_grid(grid, steps)
         classifier_free(Passes(self.model), classes, scale, interval)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -87,7 +90,7 @@ class Generator:
             raise ValueError(f"labels must be in [0, {classes}], got {int(labels.min())} to {int(labels.max())}")
 
     def settings(
-        self, solver: str, steps: int, scale: float, interval: tuple[float, float], floor: float, seed: int
+        self, solver: str, grid: str, steps: int, scale: float, interval: tuple[float, float], floor: float, seed: int
     ) -> dict[str, Any]:
         """Return what images made in this way are made with, but for their labels."""
         decoder = getattr(self.representation, "decoder", None)
@@ -98,6 +101,7 @@ class Generator:
             "weights_fingerprint": self.fingerprint,
             "decoder": None if decoder is None else decoder.source,
             "solver": solver,
+            "grid": grid,
             "steps": steps,
             "guidance_scale": float(scale),
             "guidance_interval": [float(end) for end in interval],
@@ -111,6 +115,7 @@ class Generator:
         *,
         seed: int = 0,
         solver: str = "heun",
+        grid: str = "uniform",
         steps: int = 50,
         scale: float = 1.0,
         interval: tuple[float, float] = (0.1, 1.0),
@@ -125,8 +130,9 @@ class Generator:
         Args:
             labels: classes in [0, num_classes]; num_classes means no class. Ignored by an unconditional model.
             seed: with the image's index it determines the image's noise.
-            solver: a key of SOLVERS; the paper uses heun.
-            steps: steps of the uniform time grid; heun evaluates 2 steps - 1 times.
+            solver: a key of SOLVERS, or `adaptive=TOLERANCE`; the paper uses heun.
+            grid: the time grid: a key of GRIDS, or `shifted=3`.
+            steps: steps of the time grid; heun evaluates 2 steps - 1 times.
             scale: guidance scale; 1 is none.
             interval: guidance applies where low < t < high.
             batch_size: images at once; no result depends on it beyond rounding.
@@ -136,8 +142,8 @@ class Generator:
             progress: show a progress bar on a terminal.
         """
         label = torch.as_tensor(labels, dtype=torch.int64)
-        self.check(label, solver, steps, scale, interval, batch_size)
-        solve, grid = SOLVERS[solver], uniform_grid(steps)
+        self.check(label, solver, grid, steps, scale, interval, batch_size)
+        solve, times = find_solver(solver), time_grid(grid, steps)
         config, device = self.model.config, next(self.model.parameters()).device
         floor = float(self.header["floor"]) if floor is None else floor
         noise_scale = float(self.header.get("noise_scale", 1.0))  # older checkpoints had no other
@@ -150,11 +156,17 @@ class Generator:
             network = Passes(self.model)
             field = Field(classifier_free(network, config.num_classes, scale, interval), self.target, chunk, floor)
             with torch.no_grad():
-                noise = noise_scale * random.normal(seed, Stream.SAMPLE_NOISE, 0, index, config.shape)
-                z = solve(field, noise, grid, callback)
+
+                def noise(
+                    step: int, stream: Stream = Stream.SOLVER_NOISE, index: Int[Tensor, " b"] = index
+                ) -> Float[Tensor, "b c h w"]:
+                    return noise_scale * random.normal(seed, stream, step, index, config.shape)
+
+                z = solve(field, noise(0, Stream.SAMPLE_NOISE), times, callback, noise)
                 images.append(self.representation.decode(self.affine.restore(z)).cpu())
             latents.append(z.cpu())
-            evaluations, passes = field.evaluations, network.count
+            # an adaptive solver may evaluate more often in one batch than in another
+            evaluations, passes = max(evaluations, field.evaluations), max(passes, network.count)
             bar.update(len(chunk))
         bar.close()
         return Samples(
@@ -162,7 +174,7 @@ class Generator:
             latents=torch.cat(latents),
             labels=label,
             seeds=[(seed, first_index + i) for i in range(len(label))],
-            settings=self.settings(solver, steps, scale, interval, floor, seed),
+            settings=self.settings(solver, grid, steps, scale, interval, floor, seed),
             evaluations=evaluations,
             network_passes=passes,
             seconds=time.perf_counter() - start,

@@ -7,7 +7,6 @@ Batch k is a fixed slice of the images, so a generation that was stopped and goe
 not. A folder that holds other images is refused.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ def generate(
     *,
     seed: int = 0,
     solver: str = "heun",
+    grid: str = "uniform",
     steps: int = 50,
     scale: float = 1.0,
     interval: tuple[float, float] = (0.1, 1.0),
@@ -43,19 +43,19 @@ def generate(
         generator: from `jlt.load`.
         labels: classes in [0, num_classes].
         out: a folder of its own.
-        seed, solver, steps, scale, interval, batch_size: as in `Generator.sample`.
+        seed, solver, grid, steps, scale, interval, batch_size: as in `Generator.sample`.
         title: what the progress bar says.
     """
-    generator.check(labels, solver, steps, scale, interval, batch_size)
+    generator.check(labels, solver, grid, steps, scale, interval, batch_size)
     asked: dict[str, Any] = {
-        **generator.settings(solver, steps, scale, interval, generator.header["floor"], seed),
+        **generator.settings(solver, grid, steps, scale, interval, generator.header["floor"], seed),
         "batch_size": batch_size,
         "num_images": len(labels),
         "labels": labels.tolist(),
     }
     claim(out, asked)
     parts: list[tuple[Tensor, Tensor]] = []
-    counts: Mapping[str, str] = {}
+    evaluations, network_passes = 0, 0
     seconds = 0.0
     progress = tqdm(total=len(labels), desc=title, unit="image", disable=None)
     with files.locked(out / HEADER):
@@ -63,7 +63,7 @@ def generate(
             path = out / f"images-{k:05d}.safetensors"
             if not path.is_file():
                 batch = generator.sample(
-                    labels[first : first + batch_size], seed=seed, solver=solver, steps=steps, scale=scale,
+                    labels[first : first + batch_size], seed=seed, solver=solver, grid=grid, steps=steps, scale=scale,
                     interval=interval, batch_size=batch_size, first_index=first, progress=False,
                 )  # fmt: skip
                 stated = {
@@ -75,10 +75,11 @@ def generate(
             with safe_open(path, framework="pt") as file:
                 parts.append((file.get_tensor("images"), file.get_tensor("latents")))
                 counts = file.metadata()
+            evaluations = max(evaluations, int(counts["evaluations"]))
+            network_passes = max(network_passes, int(counts["network_passes"]))
             seconds += float(counts["seconds"])
             progress.update(len(parts[-1][0]))
     progress.close()
-    evaluations, network_passes = int(counts["evaluations"]), int(counts["network_passes"])
     spent = {"evaluations": evaluations, "network_passes": network_passes, "seconds": seconds}
     if files.read_json(out / HEADER) != asked | spent:
         files.write_json(out / HEADER, asked | spent)
