@@ -1,5 +1,6 @@
 """Images from seeds: `load`, and what they do not depend on."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,18 @@ def test_every_solver_makes_images_and_states_what_they_took(run: Path, solver: 
     assert samples.evaluations == (SOLVERS[solver].evaluations(3) or samples.evaluations)
     assert samples.network_passes == 2 * samples.evaluations
     assert samples.settings["grid"] == "logit"
+
+
+def test_a_model_is_guided_by_an_earlier_average_of_itself(run: Path) -> None:
+    model, guide = jlt.load(run), jlt.load(run, "0.5")
+    samples = model.sample([0, 1], steps=4, solver="euler", scale=2.0, guidance="auto", guide=guide)
+    assert (samples.evaluations, samples.network_passes) == (4, 1 + 2 * 3)  # t = 0 is outside the interval
+    assert samples.settings["guide"][1] == "ema-0.5"
+    plain = model.sample([0, 1], steps=4, solver="euler", scale=1.0, guidance="auto", guide=guide)
+    assert plain.network_passes == 4
+    assert torch.equal(plain.latents, model.sample([0, 1], steps=4, solver="euler").latents)
+    with pytest.raises(ValueError, match=r"the guide has affine .*, the model"):
+        model.sample([0], scale=2.0, guidance="auto", guide=dataclasses.replace(guide, affine=Affine((1.0,), (1.0,))))
 
 
 def test_the_same_seed_gives_the_same_images_and_another_does_not(run: Path) -> None:

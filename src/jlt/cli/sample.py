@@ -26,6 +26,8 @@ def run(
     steps: int = 50,
     scale: float | None = None,
     interval: tuple[float, float] = (0.1, 1.0),
+    guidance: str = "cfg",
+    guide: Path | None = None,
     weights: str = "ema",
     batch_size: int = 100,
     device: str = "cpu",
@@ -45,6 +47,8 @@ def run(
         steps: steps of the time grid; heun evaluates the model 2 steps - 1 times.
         scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
         interval: guidance applies where low < t < high.
+        guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.
+        guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
         weights: ema (the first average), model, or the decay of an average.
         batch_size: images at once.
         device: where the network runs: cpu, cuda, mps.
@@ -59,7 +63,8 @@ def run(
     samples = generate(
         generator, labels, out, seed=seed, solver=solver, grid=grid, steps=steps,
         scale=default_scale(classes) if scale is None else scale,
-        interval=interval, batch_size=batch_size,
+        interval=interval, guidance=guidance, guide=None if guide is None else load(guide, device=device),
+        batch_size=batch_size,
     )  # fmt: skip
     for i, image in enumerate(samples.images):
         write_image(out / f"{i:06d}.png", Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()))

@@ -34,6 +34,8 @@ def generate(
     steps: int = 50,
     scale: float = 1.0,
     interval: tuple[float, float] = (0.1, 1.0),
+    guidance: str = "cfg",
+    guide: Generator | None = None,
     batch_size: int = 100,
     title: str = "sampling",
 ) -> Samples:
@@ -43,12 +45,12 @@ def generate(
         generator: from `jlt.load`.
         labels: classes in [0, num_classes].
         out: a folder of its own.
-        seed, solver, grid, steps, scale, interval, batch_size: as in `Generator.sample`.
+        seed, solver, grid, steps, scale, interval, guidance, guide, batch_size: as in `Generator.sample`.
         title: what the progress bar says.
     """
-    generator.check(labels, solver, grid, steps, scale, interval, batch_size)
+    generator.check(labels, solver, grid, steps, scale, interval, batch_size, guidance, guide)
     asked: dict[str, Any] = {
-        **generator.settings(solver, grid, steps, scale, interval, generator.header["floor"], seed),
+        **generator.settings(solver, grid, steps, scale, interval, generator.header["floor"], seed, guidance, guide),
         "batch_size": batch_size,
         "num_images": len(labels),
         "labels": labels.tolist(),
@@ -64,7 +66,8 @@ def generate(
             if not path.is_file():
                 batch = generator.sample(
                     labels[first : first + batch_size], seed=seed, solver=solver, grid=grid, steps=steps, scale=scale,
-                    interval=interval, batch_size=batch_size, first_index=first, progress=False,
+                    interval=interval, guidance=guidance, guide=guide, batch_size=batch_size,
+                    first_index=first, progress=False,
                 )  # fmt: skip
                 stated = {
                     "seconds": f"{batch.seconds:.4f}",
