@@ -1,5 +1,6 @@
 """Images from seeds: `load`, and what they do not depend on."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from jlt.data.representations import Pixels
 from jlt.flow import random, target
 from jlt.flow.random import Stream
 from jlt.nn import Transformer, TransformerConfig
-from jlt.sampling import Generator
+from jlt.sampling import SOLVERS, Generator
 from jlt.training import TrainConfig, train
 
 
@@ -39,6 +40,36 @@ def test_an_image_does_not_depend_on_its_batch(run: Path, batch_size: int) -> No
     tail = generator.sample(labels[4:], seed=5, steps=4, scale=2.0, first_index=4)
     torch.testing.assert_close(tail.latents, whole.latents[4:], rtol=0, atol=1e-4)
     assert list(tail.seeds) == list(whole.seeds[4:])
+
+
+def test_the_noise_of_a_stochastic_solver_belongs_to_the_image(run: Path) -> None:
+    generator, labels = jlt.load(run), [0, 1, 2, 3, 0]
+    whole = generator.sample(labels, seed=5, steps=6, solver="sde-dpmpp-2m", grid="shifted=2")
+    parts = generator.sample(labels, seed=5, steps=6, solver="sde-dpmpp-2m", grid="shifted=2", batch_size=2)
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=0, atol=1e-4)
+    other = generator.sample(labels, seed=6, steps=6, solver="sde-dpmpp-2m", grid="shifted=2")
+    assert (other.latents - whole.latents).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_makes_images_and_states_what_they_took(run: Path, solver: str) -> None:
+    samples = jlt.load(run).sample([0, 1], steps=3, scale=2.0, interval=(0.0, 1.0), solver=solver, grid="logit")
+    assert samples.latents.isfinite().all()
+    assert samples.evaluations == (SOLVERS[solver].evaluations(3) or samples.evaluations)
+    assert samples.network_passes == 2 * samples.evaluations
+    assert samples.settings["grid"] == "logit"
+
+
+def test_a_model_is_guided_by_an_earlier_average_of_itself(run: Path) -> None:
+    model, guide = jlt.load(run), jlt.load(run, "0.5")
+    samples = model.sample([0, 1], steps=4, solver="euler", scale=2.0, guidance="auto", guide=guide)
+    assert (samples.evaluations, samples.network_passes) == (4, 1 + 2 * 3)  # t = 0 is outside the interval
+    assert samples.settings["guide"][1] == "ema-0.5"
+    plain = model.sample([0, 1], steps=4, solver="euler", scale=1.0, guidance="auto", guide=guide)
+    assert plain.network_passes == 4
+    assert torch.equal(plain.latents, model.sample([0, 1], steps=4, solver="euler").latents)
+    with pytest.raises(ValueError, match=r"the guide has affine .*, the model"):
+        model.sample([0], scale=2.0, guidance="auto", guide=dataclasses.replace(guide, affine=Affine((1.0,), (1.0,))))
 
 
 def test_the_same_seed_gives_the_same_images_and_another_does_not(run: Path) -> None:
@@ -99,7 +130,7 @@ class Exact(Transformer):
 def test_sampling_starts_from_noise_of_the_trained_scale(scale: float) -> None:
     variance = 0.3
     affine = Affine(shift=(0.0,) * 3, scale=(1.0,) * 3)
-    header = {"floor": 0.0, "noise_scale": scale}
+    header = {"name": "exact", "step": 0, "floor": 0.0, "noise_scale": scale}
     generator = Generator(Exact(variance, scale), target("x"), Pixels(3), affine, None, header, "model", "0")
     found = generator.sample([0] * 20, seed=1, steps=100, progress=False).latents
     # the exact flow multiplies by the ratio of standard deviations; Heun's error with 100 steps is below a percent

@@ -14,7 +14,7 @@ from jlt.data.idx import Arrays
 from jlt.nn import checkpoint
 from jlt.sampling import SOLVERS, Field, classifier_free
 from jlt.sampling.field import Passes
-from jlt.sampling.solvers import uniform_grid
+from jlt.sampling.grids import uniform_grid
 from jlt.training import TrainConfig, import_checkpoint, train
 
 LATENTS = Pixels(16)  # the reference vectors are of latents with 16 channels and no autoencoder

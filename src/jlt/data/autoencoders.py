@@ -130,10 +130,10 @@ class Autoencoder:
             raise ValueError(f"images of {height} x {width} are not a multiple of the stride {self.stride}")
         model = self.model(images.device)
         raw = to_raw(model, to_float(images).to(DTYPES[self.dtype])).float()
-        return (raw - column(self.shift, raw)) / column(self.std, raw)
+        return ((raw - column(self.shift, raw)) / column(self.std, raw)).contiguous()
 
     def decode(self, latents: Float[Tensor, "b k y x"]) -> UInt8[Tensor, "b c h w"]:
-        return to_uint8(self.decode_to_float(latents))
+        return to_uint8(self.decode_to_float(latents)).contiguous()  # convolutions may leave channels last
 
     def decode_to_float(self, latents: Float[Tensor, "b k y x"]) -> Float[Tensor, "b c h w"]:
         """Return the decoder's own output, float32: around [-1, 1], neither clamped nor rounded."""

@@ -106,7 +106,7 @@ def of_run(run: Path, out: Path, sampling: Sampling, device: torch.device, proce
     labels = balanced_labels(sampling.num_images, classes)
     how = storage.Making(
         sampling.seed, sampling.solver, sampling.steps, sampling.guidance(classes), sampling.interval,
-        sampling.batch_size,
+        sampling.batch_size, sampling.grid,
     )  # fmt: skip
     processes.first(lambda: storage.begin(generator, labels, out, how))
     asked = files.read_json(out / storage.HEADER)

@@ -31,7 +31,8 @@ class Sampling:
 
     Attributes:
         num_images: images a run, their labels in turn over the classes.
-        solver: euler or heun.
+        solver: a key of SOLVERS.
+        grid: the time grid: uniform, shifted=3, logit=3, karras=7.
         steps: steps of the time grid.
         scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
         interval: guidance applies where low < t < high.
@@ -42,6 +43,7 @@ class Sampling:
 
     num_images: int = 500
     solver: str = "heun"
+    grid: str = "uniform"
     steps: int = 50
     scale: float | None = None
     interval: tuple[float, float] = (0.1, 1.0)
@@ -150,7 +152,7 @@ def measure_run(
     name = ", ".join([str(generator.header["name"]), *(f"{k} {v}" for k, v in settings.items() if k not in told)])
     samples = generate(
         generator, balanced_labels(sampling.num_images, data.num_classes), storage,
-        seed=sampling.seed, solver=sampling.solver, steps=sampling.steps,
+        seed=sampling.seed, solver=sampling.solver, grid=sampling.grid, steps=sampling.steps,
         scale=sampling.guidance(data.num_classes), interval=sampling.interval, batch_size=sampling.batch_size,
         title=f"sampling {name}",
     )  # fmt: skip

@@ -28,6 +28,7 @@ class Stream(enum.IntEnum):
     SAMPLE_NOISE = 6
     HELD_OUT_NOISE = 7
     DROPOUT = 8
+    SOLVER_NOISE = 9
 
 
 def philox(

@@ -1,19 +1,26 @@
 """Sampling: time grids, ODE solvers, guidance, the field they solve, and images from seeds."""
 
-from jlt.sampling.field import Field, classifier_free, default_scale
+from jlt.sampling.field import GUIDANCE, SCHEDULES, Field, Guide, classifier_free, default_scale, guided
 from jlt.sampling.generator import Generator, Samples, load
+from jlt.sampling.grids import GRIDS, time_grid
 from jlt.sampling.solvers import SOLVERS, euler, heun
 from jlt.sampling.storage import generate
 
 __all__ = [
+    "GRIDS",
+    "GUIDANCE",
+    "SCHEDULES",
     "SOLVERS",
     "Field",
     "Generator",
+    "Guide",
     "Samples",
     "classifier_free",
     "default_scale",
     "euler",
     "generate",
+    "guided",
     "heun",
     "load",
+    "time_grid",
 ]

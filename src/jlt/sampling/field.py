@@ -1,10 +1,12 @@
 """The field that a solver follows: a model, its target and a guidance rule, read as velocity and clean latent.
 
 A predictor is any `predict(z, t, label) -> y`; guidance is a predictor made from a predictor, and the model never hears
-of it. `t` is one Python number for the whole batch, so that no choice waits for a device.
+of it. `t` is one Python number for the whole batch, so that no choice waits for a device. Rules of guidance act on all
+channels at once.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,13 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jlt import files
 from jlt.flow.targets import TARGETS, Target, convert, velocity
 
 Predictor = Callable[[Tensor, float, Tensor | None], Tensor]
 
 
 class Prediction(NamedTuple):
-    """What a field says at (z, t): the velocity, floored as in the paper, and the clean latent, without a floor."""
+    """What a field says at (z, t): the velocity, floored as in the paper, and the clean latent, without a floor.
+
+    Where the target does not determine the clean latent (eps at t = 0), it is read from the velocity, floored.
+    """
 
     v: Tensor
     x: Tensor
@@ -37,29 +43,160 @@ class Passes:
         return self.model(z, torch.full((len(z),), t, device=z.device, dtype=z.dtype), label)
 
 
+Rule = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]  # (y, other y, z, t, scale) -> y
+
+
+def extrapolated(y: Tensor, other: Tensor, z: Tensor, t: float, scale: float) -> Tensor:
+    """Return `other + scale (y - other)`: Ho and Salimans, arXiv 2207.12598, eq. 6 with scale = 1 + w.
+
+    Linear, and every target is affine in every other at one (z, t), so guiding y guides x, eps and v alike.
+    """
+    return torch.lerp(other, y, scale)
+
+
+@dataclass
+class Rescaled:
+    """CFG-Zero*, arXiv 2503.18886: the other velocity is first scaled to be nearest to this one, image by image."""
+
+    target: Target
+
+    def __call__(self, y: Tensor, other: Tensor, z: Tensor, t: float, scale: float) -> Tensor:
+        """Guide; velocities are read as det v, since a common factor leaves the scale as it is, and det may be 0."""
+        still = self.target.mix(z, z, t)  # what is predicted where the velocity is 0
+        v, v_other = still - y, still - other
+        share = sums(v * v_other) / sums(v_other.square()).clamp(min=torch.finfo(v.dtype).tiny)
+        return still - torch.lerp(share * v_other, v, scale)
+
+
+@dataclass
+class Projected:
+    """Adaptive projected guidance, arXiv 2410.02416, in x: `x + (scale - 1) (across + eta along)`.
+
+    The change x - other, plus `momentum` times what it was before, is cut to a root mean square of `threshold` (0:
+    never; the paper's is a norm) and split along x and across it. With eta 1, no momentum and no threshold it is
+    classifier-free guidance. It remembers, so each batch needs one of its own; each evaluation counts as a step. Where
+    the target does not determine x (eps at t = 0), y is extrapolated.
+    """
+
+    target: Target
+    eta: float
+    momentum: float
+    threshold: float
+    before: Tensor | None = field(default=None, init=False)
+
+    def __call__(self, y: Tensor, other: Tensor, z: Tensor, t: float, scale: float) -> Tensor:
+        """Guide."""
+        det = self.target.det(t)
+        if not isinstance(det, Tensor) and det == 0:
+            return extrapolated(y, other, z, t, scale)
+        per_y = -(1 - t) / det  # dx / dy
+        change = per_y * (y - other)
+        if self.before is not None:
+            change = change + self.momentum * self.before
+        self.before = change
+        if self.threshold:
+            rms = (sums(change.square()) / change[0].numel()).sqrt()
+            change = change * (self.threshold / rms.clamp(min=torch.finfo(y.dtype).tiny)).clamp(max=1)
+        x = convert(y, z, t, self.target, TARGETS["x"])
+        along = sums(change * x) / sums(x.square()).clamp(min=torch.finfo(y.dtype).tiny) * x
+        return y + (scale - 1) / per_y * (change + (self.eta - 1) * along)
+
+
+def sums(z: Tensor) -> Tensor:
+    """Return each image's sum, to broadcast to `z`."""
+    return z.flatten(1).sum(1).reshape(-1, *[1] * (z.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A row of GUIDANCE: what makes its rule, from the target and its options, and the options' defaults."""
+
+    rule: Callable[[Target, Mapping[str, float]], Rule]
+    options: Mapping[str, float]
+
+
+GUIDANCE: dict[str, Guidance] = {
+    "cfg": Guidance(lambda target, options: extrapolated, {}),
+    "cfg-zero": Guidance(lambda target, options: Rescaled(target), {"until": 0.04}),
+    "apg": Guidance(
+        lambda target, options: Projected(target, **options), {"eta": 0.0, "momentum": -0.5, "threshold": 0.0}
+    ),
+    "auto": Guidance(lambda target, options: extrapolated, {}),
+}
+
+# The factor of scale - 1 at t; each has mean 1 over [0, 1]. Wang et al., arXiv 2404.13040.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda t: 1.0,
+    "linear": lambda t: 2 * t,
+    "cosine": lambda t: 1 - math.cos(math.pi * t),
+}
+
+
+def parse_guidance(text: str) -> tuple[str, str, dict[str, float]]:
+    """Return rule, schedule and options of, for instance, `cfg`, `cfg:schedule=linear`, `apg:eta=0.5,momentum=0`."""
+    name, _, rest = text.partition(":")
+    options, schedule = dict(files.choose("guidance", name, GUIDANCE).options), "constant"
+    for part in rest.split(",") if rest else ():
+        key, _, value = part.partition("=")
+        files.choose(f"option of guidance {name}", key, {**options, "schedule": None})
+        if key == "schedule":
+            files.choose("schedule", value, SCHEDULES)
+            schedule = value
+            continue
+        try:
+            options[key] = float(value)
+        except ValueError:
+            options[key] = math.nan
+        if not math.isfinite(options[key]):
+            raise ValueError(f"guidance {text!r}: {key} must be a finite number, got {value!r}")
+    return name, schedule, options
+
+
+@dataclass
+class Guide:
+    """A second network of the same latents, and the target that it predicts."""
+
+    passes: Passes
+    target: Target
+
+
 @dataclass
 class Guided:
-    """Classifier-free guidance `y_0 + scale (y_c - y_0)` where low < t < high; a `low` of 0 includes t = 0.
+    """Guidance where low < t < high; a `low` of 0 includes t = 0.
 
-    Both halves are one batched call. Outside the interval, and for scale 1 anywhere, only the conditional half runs.
-    Guidance is linear and every target is affine in every other at one (z, t), so guiding y guides x, eps and v alike.
+    The other prediction is the one without a class, in one batched call, or a guide's. Outside the interval, and where
+    the scale is 1, only the conditional prediction is made. So it is where a guide's target says nothing about y.
     """
 
     passes: Passes
     no_class: int
     scale: float
     interval: tuple[float, float]
+    rule: Rule = extrapolated
+    schedule: str = "constant"
+    target: Target = TARGETS["x"]
+    guide: Guide | None = None
+    still_until: float = 0.0
 
     def __call__(self, z: Tensor, t: float, label: Tensor | None) -> Tensor:
         """Predict under guidance."""
-        assert label is not None, "guidance needs labels"
         low, high = self.interval
-        if self.scale == 1 or not ((low < t or low == t == 0) and t < high):
+        if t < self.still_until:
+            return self.target.mix(z, z, t)
+        scale = 1 + (self.scale - 1) * SCHEDULES[self.schedule](t) if self.schedule != "constant" else self.scale
+        if scale == 1 or not ((low < t or low == t == 0) and t < high):
             return self.passes(z, t, label)
+        if self.guide is not None:
+            y, source = self.passes(z, t, label), self.guide.target
+            if source.name != self.target.name and source.det(t) == 0:
+                return y
+            other = convert(self.guide.passes(z, t, label), z, t, source, self.target)
+            return self.rule(y, other, z, t, scale)
+        assert label is not None, "guidance needs labels"
         self.passes.count += 1
         both = torch.cat([label, torch.full_like(label, self.no_class)])
         conditional, unconditional = self.passes(torch.cat([z, z]), t, both).chunk(2)
-        return torch.lerp(unconditional, conditional, self.scale)
+        return self.rule(conditional, unconditional, z, t, scale)
 
 
 def default_scale(num_classes: int) -> float:
@@ -67,21 +204,40 @@ def default_scale(num_classes: int) -> float:
     return 2.9 if num_classes else 1.0
 
 
-def classifier_free(
-    passes: Passes, num_classes: int, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
+def guided(
+    passes: Passes,
+    target: Target,
+    num_classes: int,
+    scale: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    guidance: str = "cfg",
+    guide: Guide | None = None,
 ) -> Predictor:
-    """Wrap a network in classifier-free guidance; scale 1 is the network itself, to the bit and at one pass.
+    """Wrap a network that predicts `target` in guidance; scale 1 is the network itself, to the bit and at one pass.
 
-    Raises ValueError for a reversed or outlying interval, and for guidance on an unconditional model.
+    `guidance` is a key of GUIDANCE, perhaps with options; "auto" is autoguidance (Karras et al., arXiv 2406.02507) and
+    needs a `guide`. Raises ValueError for a reversed or outlying interval, for unknown options, and for guidance that
+    lacks what it compares with: classes or a guide.
     """
     low, high = interval
     if not 0 <= low < high <= 1:
         raise ValueError(f"the guidance interval must satisfy 0 <= low < high <= 1, got ({low}, {high})")
+    name, schedule, options = parse_guidance(guidance)
+    if (name == "auto") != (guide is not None):
+        raise ValueError(f"guidance {name!r} {'needs a guide' if guide is None else 'takes no guide, auto does'}")
     if scale == 1:
         return passes
-    if num_classes == 0:
+    if num_classes == 0 and guide is None:
         raise ValueError(f"guidance scale {scale} needs a class-conditional model, this one has num_classes = 0")
-    return Guided(passes, num_classes, scale, interval)
+    rule = GUIDANCE[name].rule(target, options)
+    return Guided(passes, num_classes, scale, interval, rule, schedule, target, guide, options.get("until", 0.0))
+
+
+def classifier_free(
+    passes: Passes, num_classes: int, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
+) -> Predictor:
+    """Wrap a network in plain classifier-free guidance, which is the same for every target: `guided`'s default."""
+    return guided(passes, TARGETS["x"], num_classes, scale, interval)
 
 
 @dataclass
@@ -98,4 +254,8 @@ class Field:
         """Evaluate once."""
         self.evaluations += 1
         y = self.predict(z, t, self.label)
-        return Prediction(velocity(self.target, y, z, t, self.floor), convert(y, z, t, self.target, TARGETS["x"]))
+        v = velocity(self.target, y, z, t, self.floor)
+        det = self.target.det(t)
+        if not isinstance(det, Tensor) and det == 0 and self.target.name != "x":
+            return Prediction(v, z + (1 - t) * v)
+        return Prediction(v, convert(y, z, t, self.target, TARGETS["x"]))

@@ -20,8 +20,10 @@ from jlt.flow import Target, random, target
 from jlt.flow.random import Stream
 from jlt.nn import Transformer, checkpoint
 from jlt.processes import open_device
-from jlt.sampling.field import Field, Passes, classifier_free
-from jlt.sampling.solvers import SOLVERS, Callback, uniform_grid
+from jlt.sampling.field import Field, Guide, Passes, Predictor, guided
+from jlt.sampling.grids import time_grid
+from jlt.sampling.solvers import Callback
+from jlt.sampling.solvers import solver as find_solver
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Samples:
     """Generated images and how they were made.
 
     `images` (n, channels, height, width) uint8, `latents` (n, c, h, w) normalised, `labels` (n,), `seeds` the pair
-    (seed, index) of each image. `evaluations` of the field and `network_passes` are counts an image; `seconds` is the
-    wall time of all.
+    (seed, index) of each image. `evaluations` of the field and `network_passes` are counts an image (of an adaptive
+    solver, the largest of any batch); `seconds` is the wall time of all.
     """
 
     images: UInt8[Tensor, "n k H W"]
@@ -69,16 +71,23 @@ class Generator:
         self,
         labels: Int[Tensor, " n"],
         solver: str,
+        grid: str,
         steps: int,
         scale: float,
         interval: tuple[float, float],
         batch_size: int,
+        guidance: str = "cfg",
+        guide: "Generator | None" = None,
     ) -> None:
         """Raise a ValueError for arguments with which `sample` can make no image; nothing is computed."""
         classes = self.model.config.num_classes
-        files.choose("solver", solver, SOLVERS)
-        uniform_grid(steps)
-        classifier_free(Passes(self.model), classes, scale, interval)
+        find_solver(solver)
+        time_grid(grid, steps)
+        if guide is not None:
+            self.check_guide(guide)
+        self.predictor(
+            Passes(self.model), None if guide is None else Passes(guide.model), scale, interval, guidance, guide
+        )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if len(labels) < 1:
@@ -86,8 +95,47 @@ class Generator:
         if classes and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise ValueError(f"labels must be in [0, {classes}], got {int(labels.min())} to {int(labels.max())}")
 
+    def check_guide(self, guide: "Generator") -> None:
+        """Raise a ValueError for a guide of other latents, classes or noise."""
+
+        def fit(of: Generator) -> dict[str, Any]:
+            return {
+                "latents": of.model.config.shape,
+                "classes": of.model.config.num_classes,
+                "noise of scale": float(of.header.get("noise_scale", 1.0)),
+                "representation": of.representation.fingerprint,
+                "affine": of.affine,
+            }
+
+        own = fit(self)
+        for name, value in fit(guide).items():
+            if value != own[name]:
+                raise ValueError(f"the guide has {name} {value}, the model {own[name]}")
+
+    def predictor(
+        self,
+        passes: Passes,
+        guide_passes: Passes | None,
+        scale: float,
+        interval: tuple[float, float],
+        guidance: str,
+        guide: "Generator | None",
+    ) -> Predictor:
+        """Return the model under guidance; the networks' passes are counted in `passes` and `guide_passes`."""
+        second = None if guide is None or guide_passes is None else Guide(guide_passes, guide.target)
+        return guided(passes, self.target, self.model.config.num_classes, scale, interval, guidance, second)
+
     def settings(
-        self, solver: str, steps: int, scale: float, interval: tuple[float, float], floor: float, seed: int
+        self,
+        solver: str,
+        grid: str,
+        steps: int,
+        scale: float,
+        interval: tuple[float, float],
+        floor: float,
+        seed: int,
+        guidance: str = "cfg",
+        guide: "Generator | None" = None,
     ) -> dict[str, Any]:
         """Return what images made in this way are made with, but for their labels."""
         decoder = getattr(self.representation, "decoder", None)
@@ -98,7 +146,10 @@ class Generator:
             "weights_fingerprint": self.fingerprint,
             "decoder": None if decoder is None else decoder.source,
             "solver": solver,
+            "grid": grid,
             "steps": steps,
+            "guidance": guidance,
+            "guide": None if guide is None else [guide.header["name"], guide.weights, guide.fingerprint],
             "guidance_scale": float(scale),
             "guidance_interval": [float(end) for end in interval],
             "velocity_floor": float(floor),
@@ -111,9 +162,12 @@ class Generator:
         *,
         seed: int = 0,
         solver: str = "heun",
+        grid: str = "uniform",
         steps: int = 50,
         scale: float = 1.0,
         interval: tuple[float, float] = (0.1, 1.0),
+        guidance: str = "cfg",
+        guide: "Generator | None" = None,
         batch_size: int = 100,
         first_index: int = 0,
         floor: float | None = None,
@@ -125,10 +179,13 @@ class Generator:
         Args:
             labels: classes in [0, num_classes]; num_classes means no class. Ignored by an unconditional model.
             seed: with the image's index it determines the image's noise.
-            solver: a key of SOLVERS; the paper uses heun.
-            steps: steps of the uniform time grid; heun evaluates 2 steps - 1 times.
+            solver: a key of SOLVERS, or `adaptive=TOLERANCE`; the paper uses heun.
+            grid: the time grid: a key of GRIDS, or `shifted=3`.
+            steps: steps of the time grid; heun evaluates 2 steps - 1 times.
             scale: guidance scale; 1 is none.
             interval: guidance applies where low < t < high.
+            guidance: a key of GUIDANCE, with options as in `apg:eta=0.5` or `cfg:schedule=linear`.
+            guide: for guidance "auto", a smaller or less trained model of the same latents; of any target.
             batch_size: images at once; no result depends on it beyond rounding.
             first_index: index of the first image.
             floor: bound on |det| in the velocity; by default the one the model was trained with.
@@ -136,8 +193,8 @@ class Generator:
             progress: show a progress bar on a terminal.
         """
         label = torch.as_tensor(labels, dtype=torch.int64)
-        self.check(label, solver, steps, scale, interval, batch_size)
-        solve, grid = SOLVERS[solver], uniform_grid(steps)
+        self.check(label, solver, grid, steps, scale, interval, batch_size, guidance, guide)
+        solve, times = find_solver(solver), time_grid(grid, steps)
         config, device = self.model.config, next(self.model.parameters()).device
         floor = float(self.header["floor"]) if floor is None else floor
         noise_scale = float(self.header.get("noise_scale", 1.0))  # older checkpoints had no other
@@ -148,13 +205,24 @@ class Generator:
             chunk = label[first : first + batch_size].to(device)
             index = torch.arange(first, first + len(chunk), device=device) + first_index
             network = Passes(self.model)
-            field = Field(classifier_free(network, config.num_classes, scale, interval), self.target, chunk, floor)
+            second = None if guide is None else Passes(guide.model)
+            predict = self.predictor(network, second, scale, interval, guidance, guide)
+            field = Field(predict, self.target, chunk, floor)
             with torch.no_grad():
-                noise = noise_scale * random.normal(seed, Stream.SAMPLE_NOISE, 0, index, config.shape)
-                z = solve(field, noise, grid, callback)
+
+                def noise(
+                    step: int, stream: Stream = Stream.SOLVER_NOISE, index: Int[Tensor, " b"] = index
+                ) -> Float[Tensor, "b c h w"]:
+                    return noise_scale * random.normal(seed, stream, step, index, config.shape)
+
+                z = solve(field, noise(0, Stream.SAMPLE_NOISE), times, callback, noise)
                 images.append(self.representation.decode(self.affine.restore(z)).cpu())
             latents.append(z.cpu())
-            evaluations, passes = field.evaluations, network.count
+            # an adaptive solver may evaluate more often in one batch than in another
+            evaluations, passes = (
+                max(evaluations, field.evaluations),
+                max(passes, network.count + (second.count if second else 0)),
+            )
             bar.update(len(chunk))
         bar.close()
         return Samples(
@@ -162,7 +230,7 @@ class Generator:
             latents=torch.cat(latents),
             labels=label,
             seeds=[(seed, first_index + i) for i in range(len(label))],
-            settings=self.settings(solver, steps, scale, interval, floor, seed),
+            settings=self.settings(solver, grid, steps, scale, interval, floor, seed, guidance, guide),
             evaluations=evaluations,
             network_passes=passes,
             seconds=time.perf_counter() - start,

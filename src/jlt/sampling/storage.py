@@ -34,9 +34,12 @@ def generate(
     *,
     seed: int = 0,
     solver: str = "heun",
+    grid: str = "uniform",
     steps: int = 50,
     scale: float = 1.0,
     interval: tuple[float, float] = (0.1, 1.0),
+    guidance: str = "cfg",
+    guide: Generator | None = None,
     batch_size: int = 100,
     title: str = "sampling",
 ) -> Samples:
@@ -46,10 +49,10 @@ def generate(
         generator: from `jlt.load`.
         labels: classes in [0, num_classes].
         out: a folder of its own.
-        seed, solver, steps, scale, interval, batch_size: as in `Generator.sample`.
+        seed, solver, grid, steps, scale, interval, guidance, guide, batch_size: as in `Generator.sample`.
         title: what the progress bar says.
     """
-    how = Making(seed, solver, steps, scale, interval, batch_size)
+    how = Making(seed, solver, steps, scale, interval, batch_size, grid, guidance, guide)
     asked = begin(generator, labels, out, how)
     parts: list[tuple[Tensor, Tensor]] = []
     progress = tqdm(total=len(labels), desc=title, unit="image", disable=None)
@@ -81,6 +84,9 @@ class Making:
     scale: float
     interval: tuple[float, float]
     batch_size: int
+    grid: str = "uniform"
+    guidance: str = "cfg"
+    guide: Generator | None = None
 
     def num_batches(self, labels: Int[Tensor, " n"]) -> int:
         return math.ceil(len(labels) / self.batch_size)
@@ -97,9 +103,14 @@ class Spent:
 
 def begin(generator: Generator, labels: Int[Tensor, " n"], out: Path, how: Making) -> dict[str, Any]:
     """Check that the images can be made and claim the folder for them; return what was asked for."""
-    generator.check(labels, how.solver, how.steps, how.scale, how.interval, how.batch_size)
+    generator.check(
+        labels, how.solver, how.grid, how.steps, how.scale, how.interval, how.batch_size, how.guidance, how.guide
+    )
+    floor = generator.header["floor"]
     asked: dict[str, Any] = {
-        **generator.settings(how.solver, how.steps, how.scale, how.interval, generator.header["floor"], how.seed),
+        **generator.settings(
+            how.solver, how.grid, how.steps, how.scale, how.interval, floor, how.seed, how.guidance, how.guide
+        ),
         "batch_size": how.batch_size,
         "num_images": len(labels),
         "labels": labels.tolist(),
@@ -116,8 +127,9 @@ def batch(
     first = k * how.batch_size
     if not path.is_file():
         made = generator.sample(
-            labels[first : first + how.batch_size], seed=how.seed, solver=how.solver, steps=how.steps, scale=how.scale,
-            interval=how.interval, batch_size=how.batch_size, first_index=first, progress=False,
+            labels[first : first + how.batch_size], seed=how.seed, solver=how.solver, grid=how.grid, steps=how.steps,
+            scale=how.scale, interval=how.interval, guidance=how.guidance, guide=how.guide,
+            batch_size=how.batch_size, first_index=first, progress=False,
         )  # fmt: skip
         stated = {
             "seconds": f"{made.seconds:.4f}",
@@ -131,12 +143,12 @@ def batch(
 
 def finish(out: Path, asked: Mapping[str, Any]) -> Spent:
     """Return what all batches took, and state it in the folder."""
-    seconds, counts = 0.0, {}
+    counts = []
     for path in sorted(out.glob("images-*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            counts = file.metadata()
-        seconds += float(counts["seconds"])
-    spent = Spent(int(counts["evaluations"]), int(counts["network_passes"]), seconds)
+            counts.append(file.metadata())
+    evaluations, passes = (max(int(each[name]) for each in counts) for name in ("evaluations", "network_passes"))
+    spent = Spent(evaluations, passes, sum(float(each["seconds"]) for each in counts))
     stated = {**asked, **dataclasses.asdict(spent)}
     if files.read_json(out / HEADER) != stated:
         files.write_json(out / HEADER, stated)
