@@ -1,5 +1,6 @@
 # make quickstart : a trained, sampled and measured comparison on real digits, and a page to look at
 # make test       : the default test suite
+# The tests take torch-fidelity without its requirements: torchvision, which they do not need, weighs gigabytes.
 # Options: PYTHON (3.11 or newer), PIP_ARGS (for instance a CPU-only index of PyTorch, see README.md).
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -29,6 +30,7 @@ $(BIN)/python:
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[$*]'
+	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torch-fidelity)
 	$(BIN)/python -m pip install --quiet --no-deps torch-fidelity==0.4.0  # without the torchvision that jlt does not use
 	@touch $@
 
