@@ -9,7 +9,6 @@ from jlt.evaluation.protocol import Reference, compare
 from jlt.evaluation.scores import coverage_scores
 from jlt.evaluation.statistics import SUBSETS, Statistics
 
-
 FID = Inception(None, "Inception", inception.FINGERPRINT, dimension=6)
 
 
