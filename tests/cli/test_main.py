@@ -279,7 +279,7 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["sample", "CHAIN/run", "OUT", "--num", "0"], "num must be at least 1, got 0"),
         (["sample", "CHAIN/run", "CHAIN/latents"], "is not an empty folder"),
         (["sample", "CHAIN/latents", "OUT"], "it is no run and no checkpoint"),
-        (["evaluate", "CHAIN/run", "CHAIN/latents", "--extractor", "inception"], "unknown extractor 'inception'"),
+        (["evaluate", "CHAIN/run", "CHAIN/latents", "--extractor", "vgg"], "unknown extractor 'vgg'"),
         (["evaluate", "CHAIN/run", "CHAIN/latents", "--num-images", "0"], "num_images must be at least 2, got 0"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "tarrget=x,v"], "did you mean 'target'"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "target"], "takes name=value,value, got 'target'"),

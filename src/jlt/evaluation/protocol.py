@@ -32,6 +32,7 @@ from jlt.evaluation.records import Value, mean_and_spread
 from jlt.evaluation.scores import NEIGHBOURS, coverage_scores
 from jlt.evaluation.statistics import SPLITS, Statistics
 
+SMALLEST_FIFTH = 5  # images, below which a spread over subsets says nothing
 Images = UInt8[Tensor, "n c h w"] | Iterable[UInt8[Tensor, "_ c h w"]]
 
 
@@ -96,7 +97,7 @@ def compare(statistics: Statistics, reference: Reference, extractor: Extractor) 
             continue
         values[metric_name(metric, extractor)] = Value(frechet_distance(moments, real))
         parts = statistics.subsets(view)
-        if metric == "FD" and min(part.count for part in parts) >= 2:
+        if metric == "FD" and min(part.count for part in parts) >= SMALLEST_FIFTH:
             name = f"{metric_name(metric, extractor)}, over fifths of {parts[-1].count}"
             values[name] = mean_and_spread([frechet_distance(part, real) for part in parts])
     if statistics.score is not None and statistics.count >= SPLITS:
