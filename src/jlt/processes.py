@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 8 -m jlt encode ...
 
-What a process does is a function of its rank and their number; what they make depends on neither.
+What a process does is a function of its rank and their number; what they make depends on neither. They talk over gloo
+from CPUs and over nccl from GPUs.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)  # for the slowest of them; torchrun itself ends all when one fails
@@ -48,17 +50,31 @@ class Processes:
 
     def wait(self) -> None:
         """Return once all processes are here."""
+        self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is true on any of them; they all have to ask."""
+        if self.count == 1:
+            return flag
+        asked = torch.tensor(float(flag))  # on the CPU: no device is waited for
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return bool(asked)
+
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of their values, which every one of them gets."""
         if self.count > 1:
-            dist.barrier()
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that torchrun started with this one, over gloo; without torchrun there is one."""
+    """Join the processes that torchrun started with this one; without torchrun there is one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
@@ -71,6 +87,9 @@ def open_device(name: str | torch.device) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.empty(1, device=name)
-        return torch.device(name)
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # nccl and FSDP work on the current one
+        return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {str(name)!r} cannot be used here: {str(error).splitlines()[0]}") from None

@@ -1,5 +1,6 @@
 """`jlt train PRESET LATENTS RUN`, and `jlt train PRESET --dry-run`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,8 @@ def run(
     init: Path | None = None,
     dry_run: bool = False,
     json: bool = False,
-    micro_batch_size: int = 32,
+    micro_batch_size: int | None = None,
+    parallel: str = "ddp",
     utilisation: float = 0.4,
 ) -> None:
     """Train a Transformer on latents; the same command again resumes where it stopped.
@@ -35,23 +37,26 @@ def run(
     The first argument names a preset, whose settings are the defaults of the options below. With --dry-run nothing is
     trained: parameters, operations, disk, memory and hours are printed, for the latents given or those expected.
 
+    On several GPUs: torchrun --nproc-per-node 8 -m jlt train ... --device cuda
+
     Args:
         latents: folder made by `jlt encode`.
         out: folder of the run.
         config: the recipe.
         expected: the latents that --dry-run assumes if none are given.
-        device: where the network runs: cpu, cuda, mps.
+        device: where the network runs: cpu, cuda (under torchrun each process has its own), mps.
         init: a run or checkpoint whose weights a new run starts from, also with other classes (fine-tuning).
         dry_run: print what the run would take, and stop.
         json: with --dry-run, print it as JSON.
-        micro_batch_size: with --dry-run, images on a device at once.
+        micro_batch_size: most images on a device at once; by default its share of the batch, with --dry-run 32.
+        parallel: with several processes, ddp (each has the whole model) or fsdp (each has a part of it).
         utilisation: with --dry-run, share of its peak that a device reaches.
     """
     if dry_run:
         if latents is not None:
             data = open_latents(latents)
             expected = Expected(data.shape, data.num_classes, len(data))
-        planned = plan(config, expected, micro_batch_size=micro_batch_size, utilisation=utilisation)
+        planned = plan(config, expected, micro_batch_size=micro_batch_size or 32, utilisation=utilisation)
         print(as_json(planned) if json else as_table(planned))
         return
     if latents is None or out is None:
@@ -60,4 +65,6 @@ def run(
         )
     if json:
         raise ValueError("--json is for --dry-run")
-    print(train(config, latents, out, device=device, init=init))
+    folder = train(config, latents, out, device=device, init=init, micro_batch_size=micro_batch_size, parallel=parallel)
+    if not int(os.environ.get("RANK", "0")):  # the first of torchrun's processes tells what all have made
+        print(folder)

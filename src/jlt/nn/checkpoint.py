@@ -11,24 +11,30 @@
 A folder appears under its name only when it is whole. Reading verifies every hash of what it reads.
 """
 
+import collections
 import dataclasses
+import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jlt import files
 from jlt.nn.ema import EMA
 from jlt.nn.transformer import Transformer, TransformerConfig
+from jlt.processes import Processes
 
 FORMAT_VERSION = 1
 HEADER = "checkpoint.json"
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,19 @@ def check_weights(model: nn.Module, state: Mapping[str, Tensor], origin: Path) -
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
     """Copy `state` into the model after `check_weights`."""
     check_weights(model, state, origin)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state[name])
+    for name, parameter in model.named_parameters():
+        fill(parameter, state[name])
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, whole: Tensor) -> None:
+    """Copy `whole` into `tensor`, or into the part of it that this process holds."""
+    if hasattr(tensor, "placements"):  # a DTensor, whose module takes a second to import
+        from torch.distributed.tensor import distribute_tensor
+
+        assert hasattr(tensor, "device_mesh")
+        whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(whole)
 
 
 def save(
@@ -111,28 +127,79 @@ def save(
     optimizer: torch.optim.Optimizer | None,
     header: Mapping[str, Any],
     extra: Callable[[Path], None] = lambda folder: None,
+    processes: Processes = Processes(),  # noqa: B008
 ) -> None:
-    """Write a checkpoint, whole or not at all; `extra(folder)` may add files of its own, such as the representation."""
-    with files.replaced(folder) as temporary:
-        temporary.mkdir()
-        tensors: dict[str, dict[str, Tensor]] = {"model": dict(model.named_parameters())}
-        tensors |= {f"ema-{decay:g}": average for decay, average in ema.averages.items()}
-        if optimizer is not None:
-            tensors["optimizer"] = optimizer_tensors(model, optimizer)
-        for name, state in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            try:
-                save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
-            except SafetensorError as error:  # what the library makes of a full disk
-                raise OSError(f"{folder / path.name} could not be written: {error}") from None
-        extra(temporary)
-        full = {
-            "format_version": FORMAT_VERSION,
-            **header,
-            "model": dataclasses.asdict(model.config),
-            "files": {f"{name}.safetensors": files.sha256(temporary / f"{name}.safetensors") for name in tensors},
-        }
-        (temporary / HEADER).write_text(json.dumps(full, indent=1, allow_nan=False))
+    """Write a checkpoint, whole or not at all; `extra(folder)` may add files of its own, such as the representation.
+
+    All processes call it and the first writes. Tensors that they share are put together one at a time.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {"model": dict(model.named_parameters())}
+    tensors |= {f"ema-{decay:g}": average for decay, average in ema.averages.items()}
+    if optimizer is not None:
+        tensors["optimizer"] = optimizer_tensors(model, optimizer)
+    whole = (gathered(tensor) for state in tensors.values() for tensor in state.values())  # in step on all of them
+
+    def write() -> None:
+        with files.replaced(folder) as temporary:
+            temporary.mkdir()
+            hashes = {}
+            for name, state in tensors.items():
+                file = f"{name}.safetensors"
+                try:
+                    hashes[file] = write_tensors(temporary / file, state, whole)
+                except OSError as error:  # a full disk does not say which file it has no room for
+                    raise OSError(error.errno, error.strerror, str(folder / file)) from None
+            extra(temporary)
+            full = {
+                "format_version": FORMAT_VERSION,
+                **header,
+                "model": dataclasses.asdict(model.config),
+                "files": hashes,
+            }
+            (temporary / HEADER).write_text(json.dumps(full, indent=1, allow_nan=False))
+
+    def write_and_go_on() -> None:
+        try:
+            write()
+        finally:  # the others are not left waiting for the rest
+            collections.deque(whole, maxlen=0)
+
+    if processes.rank:
+        collections.deque(whole, maxlen=0)
+    processes.first(write_and_go_on)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a tensor whole, on the CPU, wherever its parts are."""
+    whole = tensor.detach()
+    return (whole.full_tensor() if hasattr(whole, "full_tensor") else whole).cpu()
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor], whole: Iterator[Tensor]) -> str:
+    """Write a safetensors file, taking its tensors one by one from `whole`; return its SHA-256.
+
+    `state` gives their names, dtypes and shapes, in the same order.
+    """
+    entries, offset = {}, 0
+    for name, tensor in state.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in itertools.chain(
+            [struct.pack("<Q", len(header)), header], map(raw, itertools.islice(whole, len(state)))
+        ):
+            file.write(part)
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def raw(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor on the CPU, in row-major order."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def read(folder: Path) -> Checkpoint:
@@ -184,12 +251,13 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restore what `optimizer_tensors` returned; a weight without state, where others have some, is a ValueError."""
     for name, parameter in model.named_parameters():
-        state = {
-            entry: tensors[f"{entry}/{name}"]
-            for entry in ("step", "exp_avg", "exp_avg_sq")
-            if f"{entry}/{name}" in tensors
-        }
-        if tensors and len(state) != 3:
-            raise ValueError(f"the optimizer's state of {name!r} has {len(state)} tensors, AdamW keeps 3")
-        # AdamW keeps its step count on the CPU
-        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+        found = {entry for entry in ("step", "exp_avg", "exp_avg_sq") if f"{entry}/{name}" in tensors}
+        if not tensors:
+            continue
+        if len(found) != 3:
+            raise ValueError(f"the optimizer's state of {name!r} has {len(found)} tensors, AdamW keeps 3")
+        state = {entry: torch.zeros_like(parameter.detach()) for entry in ("exp_avg", "exp_avg_sq")}
+        for entry, tensor in state.items():
+            fill(tensor, tensors[f"{entry}/{name}"])
+        # fused AdamW counts its steps on the weight's device
+        optimizer.state[parameter] = {"step": tensors[f"step/{name}"].to(parameter.device), **state}

@@ -27,8 +27,17 @@ class EMA:
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move every average towards the model's weights: average = d average + (1 - d) weights."""
-        weights = [p.detach().float() for p in model.parameters()]
+    def update(self, model: nn.Module, share: Tensor | float = 1.0) -> None:
+        """Move every average towards the model's weights: average = d average + (1 - d) weights.
+
+        `share`, 0 or 1, leaves it where it is with 0; it may be a tensor that the host has not read.
+        """
+        weights = [local(p).detach().float() for p in model.parameters()]
         for decay, average in self.averages.items():
-            torch._foreach_lerp_(list(average.values()), weights, 1 - decay)
+            rate = torch.as_tensor(share, device=weights[0].device) * (1 - decay)
+            torch._foreach_lerp_([local(a) for a in average.values()], weights, [rate] * len(weights))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that is here, sharing its memory; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

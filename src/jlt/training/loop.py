@@ -4,7 +4,7 @@
     RUN/metrics.jsonl             a line a step: step, loss, gradient_norm (null where not finite), learning_rate; and
                                   a line a held-out measurement: step, held_out {space: mean loss in ten bins of t}
     RUN/checkpoints/step-*/       see jlt.nn.checkpoint
-    RUN/lock                      held while a process trains here
+    RUN/lock                      held while a process, or the first of several, trains here
 
 `step` in these files counts finished steps. To resume, run the same command again: the weights, averages, optimizer
 and metrics come out as in a run that was never stopped. Ctrl-C, SIGTERM and SIGUSR1 save first; after anything harder
@@ -18,22 +18,25 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from jlt import files
 from jlt.data import Latents, load_representation, open_latents
 from jlt.nn import EMA, Transformer, checkpoint, model_name
 from jlt.nn.checkpoint import Checkpoint
-from jlt.processes import open_device
+from jlt.nn.ema import local
+from jlt.processes import Processes, joined, open_device
 from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
-from jlt.training.step import draw_batch, make_optimizer, training_step
+from jlt.training.parallel import PARALLEL, Engine, share
+from jlt.training.step import Batch, draw_batch, make_optimizer, training_step
 
 MAX_NON_FINITE = 10
 
@@ -44,9 +47,10 @@ class Stopped(KeyboardInterrupt):
 
 @dataclasses.dataclass
 class State:
-    """What a run is between two steps: everything that a checkpoint holds."""
+    """What a run is between two steps: everything that a checkpoint holds, and `network`, the model as it is called."""
 
     model: Transformer
+    network: nn.Module
     ema: EMA
     optimizer: torch.optim.AdamW
     step: int = 0
@@ -60,35 +64,51 @@ def train(
     *,
     device: str = "cpu",
     init: Path | None = None,
+    micro_batch_size: int | None = None,
+    parallel: str = "ddp",
     progress: Callable[[int, float], None] | None = None,
 ) -> Path:
     """Train to `config.steps` and return the last checkpoint's folder.
+
+    The processes that torchrun started share each batch. Their number, `parallel` and `micro_batch_size` change results
+    by the order of summation only, and a run may go on with others.
 
     Args:
         config: the recipe.
         latents: folder made by `jlt encode`.
         run: folder of the run; one that exists is resumed, provided that its settings are these.
-        device: where the network runs.
+        device: where the network runs; under torchrun each process has its own "cuda".
         init: a run or checkpoint folder whose first average is where a new run starts (fine-tuning); the number of
             classes may differ.
-        progress: called after each step with (finished steps, loss).
+        micro_batch_size: most images on a device at once, by default its whole share of the batch.
+        parallel: with several processes, ddp (each has the whole model) or fsdp (each has a part of it).
+        progress: called after each step with (finished steps, loss), for which it waits for the device.
 
     Raises:
         ValueError: settings, latents or checkpoint do not fit together.
         Stopped: a signal asked for it; the state is saved.
         FloatingPointError: the gradient was not finite in ten steps in a row.
     """
-    where = open_device(device)
-    data = open_latents(latents)
-    held_out = open_latents(latents, split="held-out") if (latents / "held-out").is_dir() else None
-    if config.flip and not data.manifest.mirrored:
-        raise ValueError(f"flip is on, but {latents} holds no mirrored latents; encode with --mirrored")
-    base = checkpoint.read(init) if init else None
-    header = describe(config, data, base)
-    claim(run)
-    with files.locked(run / "lock"), stop_signals() as stop:
-        state = start(config, data, run, header, base, where)
-        metrics = Metrics(run / "metrics.jsonl", state.step)
+    with joined() as processes, contextlib.ExitStack() as stack:
+        engine = files.choose("parallel", parallel, PARALLEL)
+        position, micro_batches = share(config.batch_size, micro_batch_size, processes)
+        where = open_device(device)
+        data = open_latents(latents)
+        held_out = open_latents(latents, split="held-out") if (latents / "held-out").is_dir() else None
+        if config.flip and not data.manifest.mirrored:
+            raise ValueError(f"flip is on, but {latents} holds no mirrored latents; encode with --mirrored")
+        base = checkpoint.read(init) if init else None
+        header = describe(config, data, base)
+
+        def open_run() -> None:
+            claim(run)
+            stack.enter_context(files.locked(run / "lock"))
+            prepare(config, run, header)
+
+        processes.first(open_run)
+        stop = stack.enter_context(stop_signals())
+        state = start(config, data, run, base, where, processes, engine)
+        metrics = Metrics(run / "metrics.jsonl", state.step, config.seed, processes)
 
         def save() -> None:
             metrics.flush()
@@ -97,38 +117,30 @@ def train(
             progressed = {"step": state.step, "seconds": state.seconds}
             checkpoint.save(
                 folder, state.model, state.ema, state.optimizer, header | progressed,
-                extra=lambda inner: representation.save(inner / "representation"),
+                extra=lambda inner: representation.save(inner / "representation"), processes=processes,
             )  # fmt: skip
-            prune(run, config)
+            processes.first(lambda: prune(run, config))
 
         bar = tqdm(
-            total=config.steps, initial=state.step, desc=f"training {header['name']}", unit="step", disable=None,
+            total=config.steps, initial=state.step, desc=f"training {header['name']}", unit="step",
+            disable=True if processes.rank else None,
         )  # fmt: skip
-        non_finite: list[int] = []
-        position = torch.arange(config.batch_size)
         began = time.perf_counter() - state.seconds
-        while state.step < config.steps:
-            batch = draw_batch(data, config, state.step, position).to(where)
+        batches = ahead(lambda step: draw_batch(data, config, step, position), state.step, config.steps, where)
+        for batch in stack.enter_context(contextlib.closing(batches)):
             rate = config.learning_rate_at(state.step)
-            loss, norm = training_step(state.model, state.ema, state.optimizer, batch, config, state.step)
+            loss, norm = training_step(
+                state.network, state.ema, state.optimizer, batch, config, state.step, micro_batches, processes
+            )
             state.step += 1
             state.seconds = time.perf_counter() - began
             metrics.add({"step": state.step, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
-            if not torch.isfinite(norm):
-                non_finite.append(state.step - 1)
-                tqdm.write(f"step {state.step}: gradient norm {norm.item()}, step skipped", file=sys.stderr)
-                if len(non_finite) == MAX_NON_FINITE:
-                    metrics.flush()
-                    raise FloatingPointError(
-                        f"the gradient was not finite in {MAX_NON_FINITE} steps in a row, "
-                        f"{non_finite[0]} to {non_finite[-1]} of seed {config.seed}"
-                    )
-            else:
-                non_finite.clear()
             last = state.step == config.steps
             if held_out and config.held_out_every and (last or state.step % config.held_out_every == 0):
                 metrics.add({"step": state.step, "held_out": measure(state, held_out, config)})
-            stopping = stop.is_set and not last  # read once: a signal after the save is for the next step
+            stopping = (
+                processes.any(stop.is_set) and not last
+            )  # read once: a signal after the save is for the next step
             if last or stopping or state.step % config.save_every == 0:
                 save()
             bar.update()
@@ -140,6 +152,21 @@ def train(
     return checkpoint.folder_of(run, config.steps)
 
 
+def ahead(draw: Callable[[int], Batch], start: int, stop: int, device: torch.device) -> Generator[Batch]:
+    """Yield the batch of each step on the device, the next one being drawn in a thread meanwhile."""
+
+    def pinned(step: int) -> Batch:
+        batch = draw(step)
+        return batch.pin_memory() if device.type == "cuda" else batch  # so that its copy waits for nothing
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(pinned, start) if start < stop else None
+        for step in range(start, stop):
+            assert waiting is not None
+            batch, waiting = waiting.result(), pool.submit(pinned, step + 1) if step + 1 < stop else None
+            yield batch.to(device)
+
+
 def claim(run: Path) -> None:
     """Make the run's folder; one that holds something else is a ValueError."""
     names = set(files.names(run)) - {"lock"}
@@ -149,10 +176,21 @@ def claim(run: Path) -> None:
 
 
 def measure(state: State, held_out: Latents, config: TrainConfig) -> dict[str, list[float]]:
-    """Return the held-out losses of the first average, or of the weights if none is kept."""
-    weights: dict[str, Tensor] = dict(state.model.named_parameters())
-    weights = next(iter(state.ema.averages.values()), weights)
-    return held_out_losses(state.model, weights, held_out, config)
+    """Return the held-out losses of the first average, or of the weights if none is kept; every process works them out.
+
+    The average takes the weights' place meanwhile, since a sharded model can be called with no other weights.
+    """
+    own = [local(p.detach()) for p in state.model.parameters()]
+    kept = [p.clone() for p in own]
+    average = next(iter(state.ema.averages.values()), None)
+    try:
+        if average is not None:
+            torch._foreach_copy_(own, [local(a) for a in average.values()])
+        return held_out_losses(state.model, {}, held_out, config)
+    finally:
+        if callable(reshard := getattr(state.model, "reshard", None)):
+            reshard()  # FSDP keeps the outermost weights gathered until a backward pass
+        torch._foreach_copy_(own, kept)
 
 
 def describe(config: TrainConfig, data: Latents, base: Checkpoint | None) -> dict[str, Any]:
@@ -175,20 +213,13 @@ def describe(config: TrainConfig, data: Latents, base: Checkpoint | None) -> dic
     }
 
 
-def start(
-    config: TrainConfig, data: Latents, run: Path, header: dict[str, Any], base: Checkpoint | None, device: torch.device
-) -> State:
-    """Return the state of the run's last checkpoint, or a new one; a run with other settings is refused."""
+def prepare(config: TrainConfig, run: Path, header: dict[str, Any]) -> None:
+    """Clean the run's folder up and write config.json if it is new; a run with other settings is refused."""
     files.remove_temporaries(run)
     files.remove_temporaries(run / "checkpoints")
-    model = Transformer(config.model(data.shape, data.num_classes), config.seed)
-    if base is not None and not checkpoint.list_steps(run):
-        adopt(model, base)
-    model.to(device)
-    state = State(model, EMA(model, config.ema_decays), make_optimizer(model, config))
     if not checkpoint.list_steps(run):
         files.write_json(run / "config.json", header)
-        return state
+        return
     prune(run, config)  # a run that was stopped between saving and pruning has one too many
     saved = checkpoint.read(run)
     defaults = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))  # of settings that are newer than the run
@@ -197,12 +228,31 @@ def start(
     refuse_changes(saved.header["latents"], json.loads(json.dumps(header["latents"])), run)
     if saved.step > config.steps:
         raise ValueError(f"{run} has finished step {saved.step}, but steps is {config.steps}")
-    checkpoint.load_weights(model, saved.tensors("model"), saved.folder)
-    for decay, average in state.ema.averages.items():
-        for name, tensor in saved.tensors(f"ema-{decay:g}").items():
-            average[name].copy_(tensor)
-    checkpoint.load_optimizer(model, state.optimizer, saved.tensors("optimizer"))
-    state.step, state.seconds = saved.step, float(saved.header["seconds"])
+
+
+def start(
+    config: TrainConfig,
+    data: Latents,
+    run: Path,
+    base: Checkpoint | None,
+    device: torch.device,
+    processes: Processes,
+    engine: Engine,
+) -> State:
+    """Return the state of the run's last checkpoint, or a new one."""
+    saved = checkpoint.read(run) if checkpoint.list_steps(run) else None
+    model = Transformer(config.model(data.shape, data.num_classes), config.seed)
+    if base is not None and saved is None:
+        adopt(model, base)
+    network = engine(model, device, processes) if processes.count > 1 else model.to(device)
+    state = State(model, network, EMA(model, config.ema_decays), make_optimizer(model, config))
+    if saved is not None:
+        checkpoint.load_weights(model, saved.tensors("model"), saved.folder)
+        for decay, average in state.ema.averages.items():
+            for name, tensor in saved.tensors(f"ema-{decay:g}").items():
+                checkpoint.fill(average[name], tensor)
+        checkpoint.load_optimizer(model, state.optimizer, saved.tensors("optimizer"))
+        state.step, state.seconds = saved.step, float(saved.header["seconds"])
     return state
 
 
@@ -237,14 +287,23 @@ def prune(run: Path, config: TrainConfig) -> None:
 
 
 class Metrics:
-    """Appends lines to metrics.jsonl; tensors are read only when lines are written, so that no step waits for them."""
+    """Appends lines to metrics.jsonl; tensors are read only when lines are written, so that no step waits for them.
 
-    def __init__(self, path: Path, step: int, every: int = 50) -> None:
-        self.path, self.every, self.waiting = path, every, list[dict[str, Any]]()
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    Every process reads them and the first writes. A flush after ten steps in a row whose gradient was not finite is a
+    FloatingPointError; such steps have changed nothing.
+    """
+
+    def __init__(self, path: Path, step: int, seed: int, processes: Processes, every: int = 50) -> None:
+        self.path, self.seed, self.processes, self.every = path, seed, processes, every
+        self.waiting, self.non_finite = list[dict[str, Any]](), list[int]()
+        processes.first(lambda: self.forget_after(step))
+
+    def forget_after(self, step: int) -> None:
+        """Drop what an interrupted run wrote after its last checkpoint: it will be written again."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        if kept != lines:  # what an interrupted run wrote after its last checkpoint will be written again
-            files.write_bytes(path, "".join(kept).encode())
+        if kept != lines:
+            files.write_bytes(self.path, "".join(kept).encode())
 
     def add(self, line: dict[str, Any]) -> None:
         self.waiting.append(line)
@@ -252,18 +311,38 @@ class Metrics:
             self.flush()
 
     def flush(self) -> None:
-        lines = [{key: plain(value) for key, value in line.items()} for line in self.waiting]
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        self.waiting.clear()
+        lines, self.waiting = read_numbers(self.waiting), []
+        if self.processes.rank == 0:
+            with self.path.open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines:
+            if "gradient_norm" in line:
+                self.watch(line["step"], line["gradient_norm"])
+
+    def watch(self, step: int, norm: float | None) -> None:
+        if norm is not None:
+            self.non_finite.clear()
+            return
+        if self.processes.rank == 0:
+            tqdm.write(f"step {step}: the gradient is not finite, step skipped", file=sys.stderr)
+        self.non_finite.append(step - 1)
+        if len(self.non_finite) == MAX_NON_FINITE:
+            raise FloatingPointError(
+                f"the gradient was not finite in {MAX_NON_FINITE} steps in a row, "
+                f"{self.non_finite[0]} to {self.non_finite[-1]} of seed {self.seed}"
+            )
 
 
-def plain(value: Any) -> Any:
-    """Return a tensor's number, or None if it is not finite, which JSON has no word for; other values as they are."""
-    if not isinstance(value, Tensor):
-        return value
-    number = value.item()
-    return number if math.isfinite(number) else None
+def read_numbers(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines with numbers for tensors, read in one go; None where not finite, which JSON has no word for."""
+    tensors = [value for line in lines for value in line.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+
+    def plain(value: Any) -> Any:
+        number = next(numbers) if isinstance(value, Tensor) else value
+        return None if isinstance(number, float) and not math.isfinite(number) else number
+
+    return [{key: plain(value) for key, value in line.items()} for line in lines]
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 Steps are counted from 0; position is the image's place in the global batch, so neither ranks nor micro-batches matter.
 """
 
+import contextlib
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from jlt.data import Latents
 from jlt.flow import interpolate, loss, random, target
 from jlt.flow.random import Stream
 from jlt.nn import EMA, Dropout
+from jlt.processes import Processes
 from jlt.training.config import TrainConfig
 
 
@@ -28,8 +31,19 @@ class Batch:
     label: Int[Tensor, " b"]
     position: Int[Tensor, " b"]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self)))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors))
+
+    def pin_memory(self) -> "Batch":
+        return Batch(*(tensor.pin_memory() for tensor in self.tensors))
+
+    def split(self, parts: int) -> "list[Batch]":
+        """Cut it into so many batches that differ by one image at most; some are empty where there are too few."""
+        return [Batch(*part) for part in zip(*(tensor.tensor_split(parts) for tensor in self.tensors), strict=True)]
 
 
 def draw_batch(latents: Latents, config: TrainConfig, step: int, position: Int[Tensor, " b"]) -> Batch:
@@ -70,24 +84,46 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def training_step(
-    model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig, step: int
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: TrainConfig,
+    step: int,
+    micro_batches: int = 1,
+    processes: Processes = Processes(),  # noqa: B008
 ) -> tuple[Tensor, Tensor]:
-    """Take one step; return its mean loss and gradient norm. A non-finite gradient changes nothing."""
+    """Take one step; return the global batch's mean loss and gradient norm. A non-finite gradient changes nothing.
+
+    `batch` is this process's share, taken in `micro_batches` parts. The host reads no number here, so it runs ahead of
+    the device.
+    """
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate_at(step)
-    z = interpolate(batch.x, batch.eps, batch.t)
-    dropout = Dropout(config.seed, torch.tensor(step, device=z.device), batch.position) if config.dropout else None
-    with torch.autocast(z.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-        y = model(z, batch.t, batch.label, dropout)
-    losses = loss(
-        y.float(), batch.x, batch.eps, batch.t,
-        target(config.target), target(config.loss_space), config.loss_weight, config.floor,
-    )  # fmt: skip
-    mean = losses.mean()
-    mean.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    if torch.isfinite(norm):
-        optimizer.step()
-        ema.update(model)
+    mean, at = torch.zeros((), device=batch.x.device), torch.tensor(step, device=batch.x.device)
+    for i, part in enumerate(batch.split(micro_batches)):
+        share = len(part.t) / config.batch_size
+        if not share:  # others have one more, and the parts of the model are gathered by all processes together
+            part = batch.split(len(batch.t))[0]
+        last = i == micro_batches - 1
+        # copies of a model meet once a step; a sharded one reduces every part, or each would hold a whole gradient
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else contextlib.nullcontext():
+            z = interpolate(part.x, part.eps, part.t)
+            with torch.autocast(z.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+                dropout = Dropout(config.seed, at, part.position) if config.dropout else None
+                y = model(z, part.t, part.label, dropout)
+            losses = loss(
+                y.float(), part.x, part.eps, part.t,
+                target(config.target), target(config.loss_space), config.loss_weight, config.floor,
+            )  # fmt: skip
+            weighted = losses.mean() * share
+            (weighted * processes.count).backward()  # the engine averages over processes, and shares need their sum
+        mean += weighted.detach()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip).detach()
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    finite = torch.isfinite(norm).float()
+    optimizer.found_inf = 1 - finite  # type: ignore[attr-defined]  # fused AdamW looks at it, on the device
+    optimizer.step()
+    ema.update(model, finite)
     optimizer.zero_grad()
-    return mean.detach(), norm.detach()
+    return processes.total(mean), norm
