@@ -19,11 +19,6 @@ CONFIG = TrainConfig(
 )  # fmt: skip
 
 
-def train_quietly(config: TrainConfig, latents: Path, run: Path) -> None:
-    torch.set_num_threads(1)
-    train(config, latents, run)
-
-
 def outcome(run: Path) -> dict[str, str]:
     """Hash what a run leaves: every tensor file, the metrics, and the headers without their wall time."""
     found = {}
@@ -40,18 +35,19 @@ def outcome(run: Path) -> dict[str, str]:
     ("kills", "steps"), [(4, 400), pytest.param(50, 5000, marks=pytest.mark.slow)], ids=["few", "fifty"]
 )
 def test_a_run_killed_at_random_moments_ends_to_the_bit_like_an_untouched_one(
-    tmp_path: Path, kills: int, steps: int
+    tmp_path: Path, kills: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(**{**CONFIG.__dict__, "steps": steps})
     images = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
     source = Arrays("mnist", images, torch.arange(60).numpy() % 4, ("a", "b", "c", "d"), "test")
     encode(source, tmp_path / "latents", stride=2, num_held_out=20, shard_size=7)
 
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")  # PyTorch is imported once, not fifty times
     context.set_forkserver_preload(["jlt.training"])
 
     def start(run: Path) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=train_quietly, args=(config, tmp_path / "latents", run))
+        process = context.Process(target=train, args=(config, tmp_path / "latents", run))
         process.start()
         return process
 
