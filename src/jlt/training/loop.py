@@ -91,14 +91,18 @@ def train(
     """
     with joined() as processes, contextlib.ExitStack() as stack:
         engine = files.choose("parallel", parallel, PARALLEL)
+
+        def open_inputs() -> tuple[Latents, Latents | None, Checkpoint | None, dict[str, Any]]:
+            data = open_latents(latents)
+            held_out = open_latents(latents, split="held-out") if (latents / "held-out").is_dir() else None
+            if config.flip and not data.manifest.mirrored:
+                raise ValueError(f"flip is on, but {latents} holds no mirrored latents; encode with --mirrored")
+            base = checkpoint.read(init) if init else None
+            return data, held_out, base, describe(config, data, base)
+
         position, micro_batches = share(config.batch_size, micro_batch_size, processes)
         where = open_device(device)
-        data = open_latents(latents)
-        held_out = open_latents(latents, split="held-out") if (latents / "held-out").is_dir() else None
-        if config.flip and not data.manifest.mirrored:
-            raise ValueError(f"flip is on, but {latents} holds no mirrored latents; encode with --mirrored")
-        base = checkpoint.read(init) if init else None
-        header = describe(config, data, base)
+        data, held_out, base, header = processes.first(open_inputs) or open_inputs()  # one tells what is wrong
 
         def open_run() -> None:
             claim(run)
