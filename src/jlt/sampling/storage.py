@@ -7,11 +7,12 @@ Batch k is a fixed slice of the images, so a generation that was stopped and goe
 not. A folder that holds other images is refused.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -38,6 +39,7 @@ def generate(
     guide: Generator | None = None,
     batch_size: int = 100,
     title: str = "sampling",
+    keep: bool = True,
 ) -> Samples:
     """Make one image for each label in the folder `out`, or go on where an earlier call stopped, and return all.
 
@@ -47,6 +49,7 @@ def generate(
         out: a folder of its own.
         seed, solver, grid, steps, scale, interval, guidance, guide, batch_size: as in `Generator.sample`.
         title: what the progress bar says.
+        keep: hold all images in memory; else the result holds none beside its counts, and `batches` reads them.
     """
     generator.check(labels, solver, grid, steps, scale, interval, batch_size, guidance, guide)
     asked: dict[str, Any] = {
@@ -76,12 +79,13 @@ def generate(
                 }
                 files.write_bytes(path, save({"images": batch.images, "latents": batch.latents}, stated))
             with safe_open(path, framework="pt") as file:
-                parts.append((file.get_tensor("images"), file.get_tensor("latents")))
+                images, latents = file.get_tensor("images"), file.get_tensor("latents")
+                parts.append((images, latents) if keep else (images[:0], latents[:0]))
                 counts = file.metadata()
             evaluations = max(evaluations, int(counts["evaluations"]))
             network_passes = max(network_passes, int(counts["network_passes"]))
             seconds += float(counts["seconds"])
-            progress.update(len(parts[-1][0]))
+            progress.update(len(images))
     progress.close()
     spent = {"evaluations": evaluations, "network_passes": network_passes, "seconds": seconds}
     if files.read_json(out / HEADER) != asked | spent:
@@ -89,13 +93,20 @@ def generate(
     return Samples(
         images=torch.cat([images for images, _ in parts]),
         latents=torch.cat([latents for _, latents in parts]),
-        labels=labels,
-        seeds=[(seed, i) for i in range(len(labels))],
+        labels=labels if keep else labels[:0],
+        seeds=[(seed, i) for i in range(len(labels) if keep else 0)],
         settings=asked,
         evaluations=evaluations,
         network_passes=network_passes,
         seconds=seconds,
     )
+
+
+def batches(out: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
+    """Read a folder's images batch by batch, in order."""
+    for path in sorted(out.glob("images-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            yield file.get_tensor("images")
 
 
 def claim(out: Path, asked: dict[str, Any]) -> None:
