@@ -277,7 +277,7 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["sample", "CHAIN/run", "OUT", "--label", "cat"], "unknown class 'cat'"),
         (["sample", "CHAIN/run", "OUT", "--steps", "0"], "steps must be at least 1, got 0"),
         (["sample", "CHAIN/run", "OUT", "--num", "0"], "num must be at least 1, got 0"),
-        (["sample", "CHAIN/run", "CHAIN/latents"], "is not an empty folder"),
+        (["sample", "CHAIN/run", "CHAIN/latents"], "is not empty and holds no samples.json"),
         (["sample", "CHAIN/latents", "OUT"], "it is no run and no checkpoint"),
         (["evaluate", "CHAIN/run", "CHAIN/latents", "--extractor", "vgg"], "unknown extractor 'vgg'"),
         (["evaluate", "CHAIN/run", "CHAIN/latents", "--num-images", "0"], "num_images must be at least 2, got 0"),

@@ -2,16 +2,16 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 from PIL import Image
 
 from jlt import files
-from jlt.experiments import plots
+from jlt.experiments import film, plots
 from jlt.experiments.evaluate import balanced_labels
-from jlt.sampling import default_scale, generate, load
+from jlt.sampling import FORMATS, Stored, batches, default_scale, generate, load
 
 
 def run(
@@ -19,7 +19,7 @@ def run(
     out: Annotated[Path, tyro.conf.Positional],
     *,
     num: int = 100,
-    label: str | None = None,
+    label: str = "balanced",
     seed: int = 0,
     solver: str = "heun",
     grid: str = "uniform",
@@ -32,15 +32,18 @@ def run(
     batch_size: int = 100,
     device: str = "cpu",
     decoder: str | None = None,
+    format: str = "png",
+    strip: bool = False,
+    gif: bool = False,
     json: bool = False,
 ) -> None:
-    """Make images with a trained run: PNG files, a grid, and samples.json that says how; stopped, it goes on again.
+    """Make images with a trained run: files, a grid, and samples.json that says how; stopped, it goes on again.
 
     Args:
         source: a run folder (its last checkpoint) or a checkpoint folder.
         out: folder for the images; one that was begun with the same settings is continued.
         num: number of images.
-        label: one class, by name or index; by default all classes in turn.
+        label: one class, by name or index, or balanced: all classes in turn.
         seed: with an image's index it determines the image's noise.
         solver: euler, heun, midpoint, rk4, ab2, dpmpp-2m, dpmpp-3m, unipc, sde-dpmpp-2m, or adaptive=TOLERANCE.
         grid: where the steps lie: uniform, shifted=3, logit=3, karras=7.
@@ -53,26 +56,44 @@ def run(
         batch_size: images at once.
         device: where the network runs: cpu, cuda, mps.
         decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2.
+        format: png (a file an image), tar (WebDataset), or npz (arr_0 as the ADM evaluator reads it).
+        strip: also draw strip.png, the path of 4 images: z above the predicted x, a column a time.
+        gif: also animate the path as path.gif.
         json: print the settings and counts as JSON instead of the folder.
     """
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
+    write = files.choose("format", format, FORMATS)
     generator = load(source, weights, device, decoder)
-    classes = generator.model.config.num_classes
-    labels = balanced_labels(num, classes) if label is None else torch.full((num,), generator.label(label))
-    samples = generate(
-        generator, labels, out, seed=seed, solver=solver, grid=grid, steps=steps,
-        scale=default_scale(classes) if scale is None else scale,
-        interval=interval, guidance=guidance, guide=None if guide is None else load(guide, device=device),
-        batch_size=batch_size,
-    )  # fmt: skip
-    for i, image in enumerate(samples.images):
-        write_image(out / f"{i:06d}.png", Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()))
-    write_image(out / "grid.png", plots.grid(samples.images[:100], columns=10))
+    classes, names = generator.model.config.num_classes, generator.class_names
+    labels = balanced_labels(num, classes) if label == "balanced" else torch.full((num,), generator.label(label))
+    how: dict[str, Any] = {
+        "seed": seed,
+        "solver": solver,
+        "grid": grid,
+        "steps": steps,
+        "scale": default_scale(classes) if scale is None else scale,
+        "interval": interval,
+        "guidance": guidance,
+        "guide": None if guide is None else load(guide, device=device),
+    }
+    generate(generator, labels, out, batch_size=batch_size, keep=False, **how)
+    first = next(batches(out))[:100]
+    named = ["no class" if k == classes else names[k] for k in labels.tolist()] if names and classes else None
+    stored = Stored(batches(out), labels.tolist() if classes else None, num, first.shape[1:], names)
+    write(out, stored)
+    captions = None if named is None else [name.split(",")[0][:12] for name in named[: len(first)]]
+    save(out / "grid.png", plots.grid(first, 10, captions))
+    if strip or gif:
+        path = film.film(generator, labels[: 4 if strip else 10], **how)
+        if strip:
+            save(out / "strip.png", film.strip(path))
+        if gif:
+            files.write_bytes(out / "path.gif", film.gif(path))
     print(json_module.dumps(files.read_json(out / "samples.json")) if json else out)
 
 
-def write_image(path: Path, image: Image.Image) -> None:
+def save(path: Path, image: Image.Image) -> None:
     """Write a PNG file, whole or not at all."""
     with files.replaced(path) as temporary:
         image.save(temporary, format="PNG")

@@ -3,10 +3,12 @@
 from jlt.sampling.field import GUIDANCE, SCHEDULES, Field, Guide, classifier_free, default_scale, guided
 from jlt.sampling.generator import Generator, Samples, load
 from jlt.sampling.grids import GRIDS, time_grid
+from jlt.sampling.output import FORMATS, Stored
 from jlt.sampling.solvers import SOLVERS, euler, heun
-from jlt.sampling.storage import generate
+from jlt.sampling.storage import batches, generate
 
 __all__ = [
+    "FORMATS",
     "GRIDS",
     "GUIDANCE",
     "SCHEDULES",
@@ -15,6 +17,8 @@ __all__ = [
     "Generator",
     "Guide",
     "Samples",
+    "Stored",
+    "batches",
     "classifier_free",
     "default_scale",
     "euler",

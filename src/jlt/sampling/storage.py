@@ -9,7 +9,7 @@ not. A folder that holds other images is refused.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def generate(
     guide: Generator | None = None,
     batch_size: int = 100,
     title: str = "sampling",
+    keep: bool = True,
 ) -> Samples:
     """Make one image for each label in the folder `out`, or go on where an earlier call stopped, and return all.
 
@@ -51,6 +52,7 @@ def generate(
         out: a folder of its own.
         seed, solver, grid, steps, scale, interval, guidance, guide, batch_size: as in `Generator.sample`.
         title: what the progress bar says.
+        keep: hold all images in memory; else the result holds none beside its counts, and `batches` reads them.
     """
     how = Making(seed, solver, steps, scale, interval, batch_size, grid, guidance, guide)
     asked = begin(generator, labels, out, how)
@@ -58,15 +60,16 @@ def generate(
     progress = tqdm(total=len(labels), desc=title, unit="image", disable=None)
     with files.locked(out / HEADER):
         for k in range(how.num_batches(labels)):
-            parts.append(batch(generator, labels, out, how, k))
-            progress.update(len(parts[-1][0]))
+            images, latents = batch(generator, labels, out, how, k)
+            parts.append((images, latents) if keep else (images[:0], latents[:0]))
+            progress.update(len(images))
     progress.close()
     spent = finish(out, asked)
     return Samples(
         images=torch.cat([images for images, _ in parts]),
         latents=torch.cat([latents for _, latents in parts]),
-        labels=labels,
-        seeds=[(seed, i) for i in range(len(labels))],
+        labels=labels if keep else labels[:0],
+        seeds=[(seed, i) for i in range(len(labels) if keep else 0)],
         settings=asked,
         evaluations=spent.evaluations,
         network_passes=spent.network_passes,
@@ -115,7 +118,7 @@ def begin(generator: Generator, labels: Int[Tensor, " n"], out: Path, how: Makin
         "num_images": len(labels),
         "labels": labels.tolist(),
     }
-    claim(out, asked)
+    files.claim(out, HEADER, asked, "images")
     return asked
 
 
@@ -155,17 +158,8 @@ def finish(out: Path, asked: Mapping[str, Any]) -> Spent:
     return spent
 
 
-def claim(out: Path, asked: dict[str, Any]) -> None:
-    """Say in the folder what it is for; one that holds anything but the same images, begun, is a ValueError."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; a folder for images is wanted")
-    path = out / HEADER
-    if path.is_file():
-        found = files.read_json(path)
-        differing = [name for name in asked if not isinstance(found, dict) or found.get(name) != asked[name]]
-        if differing:
-            raise ValueError(f"{out} holds images made with other settings: {', '.join(differing)} differ")
-        return
-    if files.names(out):
-        raise ValueError(f"{out} is not an empty folder; images go into a folder of their own")
-    files.write_json(path, asked)
+def batches(out: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
+    """Read a folder's images batch by batch, in order."""
+    for path in sorted(out.glob("images-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            yield file.get_tensor("images")

@@ -1,0 +1,68 @@
+"""`jlt sample`: labels, formats and pictures of one small run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jlt.cli import main
+from jlt.data import encode
+from jlt.data.idx import Arrays
+from jlt.training import TrainConfig, train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    images = np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
+    encode(Arrays("mnist", images, np.arange(24) % 3, ("ant", "bee", "cat"), "test"), folder / "latents", stride=2)
+    train(TrainConfig(size="1x16x1", steps=4, batch_size=4, ema_decays=(0.9, 0.5)), folder / "latents", folder / "run")
+    return folder / "run"
+
+
+def sample(run: Path, out: Path, *options: str) -> int:
+    return main(["sample", str(run), str(out), "--num", "5", "--steps", "3", *options])
+
+
+@pytest.mark.parametrize(("name", "files"), [
+    ("png", {f"00000{i}.png" for i in range(5)}), ("tar", {"images.tar", "classes.txt"}), ("npz", {"images.npz"}),
+])  # fmt: skip
+def test_a_format_is_written_beside_the_stored_images(run: Path, tmp_path: Path, name: str, files: set[str]) -> None:
+    assert sample(run, tmp_path / "out", "--format", name, "--batch-size", "2") == 0
+    batches = {f"images-0000{k}.safetensors" for k in range(3)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files | batches | {"samples.json", "grid.png"}
+
+
+def test_pictures_of_the_path_are_drawn(run: Path, tmp_path: Path) -> None:
+    assert sample(run, tmp_path / "out", "--strip", "--gif", "--format", "npz", "--solver", "unipc") == 0
+    with Image.open(tmp_path / "out" / "path.gif") as animation:
+        assert animation.format == "GIF"
+    with Image.open(tmp_path / "out" / "strip.png") as strip:
+        assert strip.mode == "RGBA"
+        assert strip.width < strip.height  # four columns, eight rows
+
+
+def test_solver_grid_and_guidance_are_stated(run: Path, tmp_path: Path) -> None:
+    options = ["--solver", "dpmpp-2m", "--grid", "shifted=2", "--guidance", "auto", "--guide", str(run), "--scale", "2"]
+    assert sample(run, tmp_path / "out", *options, "--weights", "0.5", "--label", "bee") == 0
+    stated = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (stated["solver"], stated["grid"], stated["guidance"]) == ("dpmpp-2m", "shifted=2", "auto")
+    assert stated["labels"] == [1] * 5
+    assert (stated["evaluations"], stated["network_passes"]) == (3, 5)
+    assert stated["guide"][1] == "ema-0.9"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--format", "zip"], "unknown format 'zip'"),
+    (["--grid", "shifted=0"], "the value must be a number above 0, got '0'"),
+    (["--guidance", "auto"], "guidance 'auto' needs a guide"),
+    (["--solver", "heun=2"], "solver 'heun' takes no value, got '2'"),
+])  # fmt: skip
+def test_an_impossible_wish_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert sample(run, tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
