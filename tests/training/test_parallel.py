@@ -5,15 +5,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from jlt import files
 from jlt.data import encode
 from jlt.data.idx import Arrays
 from jlt.nn import checkpoint
-from jlt.training import TrainConfig, read_metrics
+from jlt.processes import Processes
+from jlt.training import TrainConfig, read_metrics, train
+from jlt.training.parallel import share
 
 CONFIG = TrainConfig(
     size="4x16x2", steps=3, batch_size=10, learning_rate=1e-3, warmup_steps=0, ema_decays=(0.5,), save_every=3,
