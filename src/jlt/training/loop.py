@@ -18,7 +18,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from jlt.nn.ema import local
 from jlt.processes import Processes, joined, open_device
 from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
-from jlt.training.parallel import PARALLEL, Engine, share
+from jlt.training.parallel import PARALLEL, Engine, compile_blocks, recompute_blocks, share, tf32_products
 from jlt.training.step import Batch, draw_batch, make_optimizer, training_step
 
 MAX_NON_FINITE = 10
@@ -66,12 +66,15 @@ def train(
     init: Path | None = None,
     micro_batch_size: int | None = None,
     parallel: str = "ddp",
+    compile: bool = False,
+    recompute: bool = False,
+    tf32: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> Path:
     """Train to `config.steps` and return the last checkpoint's folder.
 
-    The processes that torchrun started share each batch. Their number, `parallel` and `micro_batch_size` change results
-    by the order of summation only, and a run may go on with others.
+    The processes that torchrun started share each batch. Their number and the options from `micro_batch_size` to `tf32`
+    change results by rounding only, and a run may go on with others.
 
     Args:
         config: the recipe.
@@ -82,6 +85,9 @@ def train(
             classes may differ.
         micro_batch_size: most images on a device at once, by default its whole share of the batch.
         parallel: with several processes, ddp (each has the whole model) or fsdp (each has a part of it).
+        compile: compile the blocks of the network.
+        recompute: save memory by working out the blocks again for the backward pass (activation checkpointing).
+        tf32: let GPUs multiply float32 matrices in TF32 (10 bits of fraction).
         progress: called after each step with (finished steps, loss), for which it waits for the device.
 
     Raises:
@@ -110,8 +116,10 @@ def train(
             prepare(config, run, header)
 
         processes.first(open_run)
+        stack.enter_context(tf32_products(tf32))
+        changes = [change for change, wanted in ((recompute_blocks, recompute), (compile_blocks, compile)) if wanted]
         stop = stack.enter_context(stop_signals())
-        state = start(config, data, run, base, where, processes, engine)
+        state = start(config, data, run, base, where, processes, engine, changes)
         metrics = Metrics(run / "metrics.jsonl", state.step, config.seed, processes)
 
         def save() -> None:
@@ -192,8 +200,7 @@ def measure(state: State, held_out: Latents, config: TrainConfig) -> dict[str, l
             torch._foreach_copy_(own, [local(a) for a in average.values()])
         return held_out_losses(state.model, {}, held_out, config)
     finally:
-        if hasattr(state.model, "reshard"):  # FSDP keeps the outermost weights gathered until a backward pass
-            state.model.reshard()
+        getattr(state.model, "reshard", lambda: None)()  # FSDP keeps the outermost weights gathered after a forward
         torch._foreach_copy_(own, kept)
 
 
@@ -242,12 +249,15 @@ def start(
     device: torch.device,
     processes: Processes,
     engine: Engine,
+    changes: Sequence[Callable[[Transformer], None]] = (),
 ) -> State:
-    """Return the state of the run's last checkpoint, or a new one."""
+    """Return the state of the run's last checkpoint, or a new one; `changes` are made to how its model is called."""
     saved = checkpoint.read(run) if checkpoint.list_steps(run) else None
     model = Transformer(config.model(data.shape, data.num_classes), config.seed)
     if base is not None and saved is None:
         adopt(model, base)
+    for change in changes:
+        change(model)
     network = engine(model, device, processes) if processes.count > 1 else model.to(device)
     state = State(model, network, EMA(model, config.ema_decays), make_optimizer(model, config))
     if saved is not None:
