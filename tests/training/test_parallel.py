@@ -43,7 +43,8 @@ def copy(config, latents, run, parallel, micro):
 def work(rank, parallel, micro, latents, run, settings, stop):
     def progress(step, loss):
         if [step, rank] == stop:  # one of them alone hears of it
-            os.kill(os.getpid(), 15)
+            os.kill(os.getpid(), 2)
+            os.kill(os.getpid(), 15)  # torchrun says it again
     config = TrainConfig(**settings)
     if stop == "copy":
         from jlt.data import open_latents

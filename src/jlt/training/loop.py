@@ -118,7 +118,7 @@ def train(
         processes.first(open_run)
         stack.enter_context(tf32_products(tf32))
         changes = [change for change, wanted in ((recompute_blocks, recompute), (compile_blocks, compile)) if wanted]
-        stop = stack.enter_context(stop_signals())
+        stop = stack.enter_context(stop_signals(processes))
         state = start(config, data, run, base, where, processes, engine, changes)
         metrics = Metrics(run / "metrics.jsonl", state.step, config.seed, processes)
 
@@ -370,15 +370,19 @@ class Flag:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Flag]:
-    """Within the block, Ctrl-C, SIGTERM and SIGUSR1 set a flag; a second one has its usual effect."""
+def stop_signals(processes: Processes) -> Iterator[Flag]:
+    """Within the block, Ctrl-C, SIGTERM and SIGUSR1 set a flag; a second one to a single process has its usual effect.
+
+    One of several hears of Ctrl-C twice, from the terminal and from torchrun, which itself ends what takes too long.
+    """
     flag = Flag()
     old: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
         flag.is_set = True
-        for signal_number, handler in old.items():
-            signal.signal(signal_number, handler)
+        if processes.count == 1:
+            for signal_number, handler in old.items():
+                signal.signal(signal_number, handler)
 
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
