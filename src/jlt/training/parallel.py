@@ -6,6 +6,8 @@ is a function of its position, so only the order of summation depends on how man
 
 import contextlib
 import functools
+import importlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -41,6 +43,9 @@ def recompute_blocks(model: Transformer) -> None:
 
 def compile_blocks(model: Transformer) -> None:
     """Compile the blocks, which are alike, so that one compilation serves all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, at its import
+        importlib.import_module("torch._inductor.compile_fx")
     for block in model.blocks:
         block.compile()
 
