@@ -33,10 +33,10 @@ def test_the_host_reads_no_number_in_a_step(dtype: str) -> None:
 
 
 def test_everything_in_a_step_is_on_one_device() -> None:
-    """Meta tensors refuse to meet others; fused AdamW does not know them, so plain SGD takes its place."""
+    """Meta tensors refuse to meet others; fused AdamW does not know them, so RMSprop takes its place."""
     model, batch = made()
     model, batch = model.to("meta"), batch.to(torch.device("meta"))
-    ema, optimizer = EMA(model, [0.9]), torch.optim.SGD(model.parameters(), lr=0.1)
+    ema, optimizer = EMA(model, [0.9]), torch.optim.RMSprop(model.parameters(), lr=0.1)
     loss, norm = training_step(model, ema, optimizer, batch, CONFIG, 0, micro_batches=2)
     assert loss.device.type == norm.device.type == "meta"
     model.rotation = torch.zeros(model.rotation.shape)

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from jlt import files
 from jlt.data import encode
 from jlt.data.idx import Arrays
-from jlt.nn import checkpoint
+from jlt.nn import Transformer, checkpoint
 from jlt.processes import Processes
 from jlt.training import TrainConfig, read_metrics, train
-from jlt.training.parallel import share
+from jlt.training.parallel import recompute_blocks, share
 
 CONFIG = TrainConfig(
     size="4x16x2", steps=3, batch_size=10, learning_rate=1e-3, warmup_steps=0, ema_decays=(0.5,), save_every=3,
@@ -28,7 +28,7 @@ RANKS = """
 import json, os, socket, sys, traceback
 from pathlib import Path
 import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor  # once, not in every child
-from jlt.nn import checkpoint
+from jlt.nn import Transformer, checkpoint
 from jlt.processes import joined
 from jlt.training import Stopped, TrainConfig, train
 from jlt.training.loop import start
@@ -43,7 +43,8 @@ def copy(config, latents, run, parallel, micro):
 def work(rank, parallel, micro, latents, run, settings, stop):
     def progress(step, loss):
         if [step, rank] == stop:  # one of them alone hears of it
-            os.kill(os.getpid(), 15)
+            os.kill(os.getpid(), 2)
+            os.kill(os.getpid(), 15)  # torchrun says it again
     config = TrainConfig(**settings)
     if stop == "copy":
         from jlt.data import open_latents
@@ -198,6 +199,43 @@ def test_shares_are_the_global_batch_and_fit_the_micro_batch(
     assert len({parts for _, parts in shares}) == 1  # or processes would wait for each other
     if micro_batch_size:
         assert all(len(part) <= micro_batch_size for own, parts in shares for part in own.tensor_split(parts))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"recompute": True}, {"tf32": True}, pytest.param({"compile": True, "recompute": True}, marks=pytest.mark.slow)],
+    ids=lambda options: "-".join(options),
+)
+def test_how_a_step_is_worked_out_does_not_change_what_is_learnt(
+    latents: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    train(CONFIG, latents, tmp_path / "plain")
+    before = torch.get_float32_matmul_precision()
+    train(dataclasses.replace(CONFIG, steps=2), latents, tmp_path / "run", **options)  # type: ignore[arg-type]
+    assert torch.get_float32_matmul_precision() == before
+    folder = train(CONFIG, latents, tmp_path / "run")  # a run may go on without
+    files.remove(folder.with_name("step-00000002"))
+    for file in ("model", "ema-0.5", "optimizer"):
+        ours, theirs = numbers(tmp_path / "run", file), numbers(tmp_path / "plain", file)
+        assert (ours - theirs).norm() < 1e-6 * theirs.norm()
+
+
+def test_blocks_that_are_worked_out_again_keep_less(latents: Path) -> None:
+    kept = {}
+    for recompute in (False, True):
+        model = Transformer(CONFIG.model((4, 4, 4), 4))
+        if recompute:
+            recompute_blocks(model)
+        sizes = list[int]()
+
+        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model(torch.randn(8, 4, 4, 4), torch.rand(8), torch.zeros(8, dtype=torch.int64))
+        kept[recompute] = sum(sizes)
+    assert kept[True] < 0.5 * kept[False]
 
 
 def test_an_impossible_division_is_refused(latents: Path, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ def run(
     json: bool = False,
     micro_batch_size: int | None = None,
     parallel: str = "ddp",
+    compile: bool = False,
+    recompute: bool = False,
+    tf32: bool = False,
     utilisation: float = 0.4,
 ) -> None:
     """Train a Transformer on latents; the same command again resumes where it stopped.
@@ -50,6 +53,9 @@ def run(
         json: with --dry-run, print it as JSON.
         micro_batch_size: most images on a device at once; by default its share of the batch, with --dry-run 32.
         parallel: with several processes, ddp (each has the whole model) or fsdp (each has a part of it).
+        compile: compile the blocks of the network.
+        recompute: save memory by working out the blocks again for the backward pass (activation checkpointing).
+        tf32: let GPUs multiply float32 matrices in TF32.
         utilisation: with --dry-run, share of its peak that a device reaches.
     """
     if dry_run:

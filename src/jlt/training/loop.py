@@ -18,7 +18,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from jlt.nn.ema import local
 from jlt.processes import Processes, joined, open_device
 from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
-from jlt.training.parallel import PARALLEL, Engine, share
+from jlt.training.parallel import PARALLEL, Engine, compile_blocks, recompute_blocks, share, tf32_products
 from jlt.training.step import Batch, draw_batch, make_optimizer, training_step
 
 MAX_NON_FINITE = 10
@@ -66,12 +66,15 @@ def train(
     init: Path | None = None,
     micro_batch_size: int | None = None,
     parallel: str = "ddp",
+    compile: bool = False,
+    recompute: bool = False,
+    tf32: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> Path:
     """Train to `config.steps` and return the last checkpoint's folder.
 
-    The processes that torchrun started share each batch. Their number, `parallel` and `micro_batch_size` change results
-    by the order of summation only, and a run may go on with others.
+    The processes that torchrun started share each batch. Their number and the options from `micro_batch_size` to `tf32`
+    change results by rounding only, and a run may go on with others.
 
     Args:
         config: the recipe.
@@ -82,6 +85,9 @@ def train(
             classes may differ.
         micro_batch_size: most images on a device at once, by default its whole share of the batch.
         parallel: with several processes, ddp (each has the whole model) or fsdp (each has a part of it).
+        compile: compile the blocks of the network.
+        recompute: save memory by working out the blocks again for the backward pass (activation checkpointing).
+        tf32: let GPUs multiply float32 matrices in TF32 (10 bits of fraction).
         progress: called after each step with (finished steps, loss), for which it waits for the device.
 
     Raises:
@@ -110,8 +116,10 @@ def train(
             prepare(config, run, header)
 
         processes.first(open_run)
-        stop = stack.enter_context(stop_signals())
-        state = start(config, data, run, base, where, processes, engine)
+        stack.enter_context(tf32_products(tf32))
+        changes = [change for change, wanted in ((recompute_blocks, recompute), (compile_blocks, compile)) if wanted]
+        stop = stack.enter_context(stop_signals(processes))
+        state = start(config, data, run, base, where, processes, engine, changes)
         metrics = Metrics(run / "metrics.jsonl", state.step, config.seed, processes)
 
         def save() -> None:
@@ -242,12 +250,15 @@ def start(
     device: torch.device,
     processes: Processes,
     engine: Engine,
+    changes: Sequence[Callable[[Transformer], None]] = (),
 ) -> State:
-    """Return the state of the run's last checkpoint, or a new one."""
+    """Return the state of the run's last checkpoint, or a new one; `changes` are made to how its model is called."""
     saved = checkpoint.read(run) if checkpoint.list_steps(run) else None
     model = Transformer(config.model(data.shape, data.num_classes), config.seed)
     if base is not None and saved is None:
         adopt(model, base)
+    for change in changes:
+        change(model)
     network = engine(model, device, processes) if processes.count > 1 else model.to(device)
     state = State(model, network, EMA(model, config.ema_decays), make_optimizer(model, config))
     if saved is not None:
@@ -360,15 +371,19 @@ class Flag:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Flag]:
-    """Within the block, Ctrl-C, SIGTERM and SIGUSR1 set a flag; a second one has its usual effect."""
+def stop_signals(processes: Processes) -> Iterator[Flag]:
+    """Within the block, Ctrl-C, SIGTERM and SIGUSR1 set a flag; a second one to a single process has its usual effect.
+
+    One of several hears of Ctrl-C twice, from the terminal and from torchrun, which itself ends what takes too long.
+    """
     flag = Flag()
     old: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
         flag.is_set = True
-        for signal_number, handler in old.items():
-            signal.signal(signal_number, handler)
+        if processes.count == 1:
+            for signal_number, handler in old.items():
+                signal.signal(signal_number, handler)
 
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):

@@ -4,12 +4,17 @@ The processes split the positions of the global batch, and each splits its own i
 is a function of its position, so only the order of summation depends on how many there are.
 """
 
-from collections.abc import Callable
+import contextlib
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from jlt.nn import Transformer
 from jlt.processes import Processes
@@ -27,6 +32,33 @@ def share(batch_size: int, micro_batch_size: int | None, processes: Processes) -
     largest = len(shares[0])
     # the same number everywhere, or processes would wait in vain for each other's parts of the model
     return shares[processes.rank], -(-largest // (micro_batch_size or largest))
+
+
+def recompute_blocks(model: Transformer) -> None:
+    """Keep only the input of each block for the backward pass, which works out the rest again."""
+    for block in model.blocks:
+        # dropout draws from no state, so there is none to restore
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Compile the blocks, which are alike, so that one compilation serves all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, at its import
+        importlib.import_module("torch._inductor.compile_fx")
+    for block in model.blocks:
+        block.compile()
+
+
+@contextlib.contextmanager
+def tf32_products(wanted: bool) -> Iterator[None]:
+    """Within the block, let GPUs multiply float32 matrices in TF32, or not; outside all is as it was."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def ddp(model: Transformer, device: torch.device, processes: Processes) -> nn.Module:

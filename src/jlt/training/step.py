@@ -109,7 +109,8 @@ def training_step(
         # copies of a model meet once a step; a sharded one reduces every part, or each would hold a whole gradient
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else contextlib.nullcontext():
             z = interpolate(part.x, part.eps, part.t)
-            with torch.autocast(z.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            mixed = config.dtype == "bfloat16"
+            with torch.autocast(z.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
                 dropout = Dropout(config.seed, at, part.position) if config.dropout else None
                 y = model(z, part.t, part.label, dropout)
             losses = loss(
