@@ -33,15 +33,17 @@ def frechet_distance(a: Moments | Stated, b: Moments | Stated) -> float:
 def square_root(moments: Moments | Stated) -> Float64[Tensor, "d rank"]:
     """Return A with A A^T the covariance, of at most count - 1 columns."""
     covariance, d = moments.covariance, moments.dimension
-    rounding = d * torch.finfo(torch.float64).eps * covariance.diagonal().max().clamp(min=0)
+    rounding = d * torch.finfo(torch.float64).eps  # of the largest eigenvalue
     most = d if moments.count is None else min(d, moments.count - 1)
     if most == d:
         triangle, failed = torch.linalg.cholesky_ex(covariance)  # twenty times as fast as the eigenvectors
-        if not failed and triangle.diagonal().square().min() > rounding:
+        largest = covariance.abs().sum(1).max()  # no eigenvalue is above it
+        if not failed and triangle.diagonal().square().min() > rounding * largest:
             return triangle
     eigenvalues, vectors = torch.linalg.eigh(covariance)  # ascending
     # The eigenvalues past the rank are rounding errors, and their roots would not be small.
-    kept = slice(d - min(int((eigenvalues > rounding).sum()), most), None)
+    real = int((eigenvalues > rounding * eigenvalues[-1].clamp(min=0)).sum())
+    kept = slice(d - min(real, most), None)
     root: Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
     return root
 
