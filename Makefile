@@ -31,7 +31,6 @@ $(BIN)/python:
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[$*]'
 	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torch-fidelity)
-	$(BIN)/python -m pip install --quiet --no-deps torch-fidelity==0.4.0  # without the torchvision that jlt does not use
 	@touch $@
 
 clean:

@@ -66,3 +66,20 @@ def test_an_impossible_wish_is_one_line(
     assert sample(run, tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_latents_go_to_their_noise_and_back(run: Path, tmp_path: Path) -> None:
+    latents = str(run.parent / "latents")
+    options = ["--split", "train", "--num", "3", "--steps", "20", "--solver", "rk4"]
+    assert main(["invert", str(run), latents, str(tmp_path), *options]) == 0
+    found = json.loads((tmp_path / "invert.json").read_text())
+    assert found["round_trip_rms"] < 0.1 * found["latent_rms"]
+    assert found["evaluations_forth"] == 79
+    assert (tmp_path / "invert.png").is_file()
+    assert main(["invert", str(run), latents, str(tmp_path), "--split", "train", "--solver", "sde-dpmpp-2m"]) == 2
+
+
+def test_images_between_two_are_drawn(run: Path, tmp_path: Path) -> None:
+    assert main(["interpolate", str(run), str(tmp_path), "--num", "4", "--steps", "2", "--label", "bee"]) == 0
+    with Image.open(tmp_path / "interpolate.png") as picture:
+        assert picture.size == (4 * 64 + 3 * 2, 64)

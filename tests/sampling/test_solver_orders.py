@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jlt.flow import TARGETS, random, target
+from jlt.flow.geometry import gaussian_flow
 from jlt.flow.random import Stream
 from jlt.sampling import SOLVERS, Field, time_grid
 from jlt.sampling.field import Prediction
@@ -91,15 +92,16 @@ def test_the_exponential_step_is_exact_for_a_quadratic_in_lambda(coefficients: l
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_unipc_is_of_order_three_in_the_interior() -> None:
-    # away from t = 0, in steps even in lambda, where data prediction is smooth
+@pytest.mark.parametrize("name", ["dpmpp-3m", "unipc"])
+def test_data_prediction_is_of_order_three_in_the_interior(name: str) -> None:
+    # away from t = 0, in steps even in lambda, from the two steps on that dpmpp-3m needs to have three points
     errors = []
     for n in (40, 80, 160):
         grid = torch.sigmoid(torch.linspace(-2, 2, n + 1, dtype=torch.float64)).tolist()
-        exact = math.sqrt((grid[-1] ** 2 * 0.3 + (1 - grid[-1]) ** 2) / (grid[0] ** 2 * 0.3 + (1 - grid[0]) ** 2))
         seen: list[Tensor] = []
-        SOLVERS["unipc"](gaussian, START, [*grid, 0.9], lambda i, t, z, x, seen=seen: seen.append(z))  # type: ignore[misc]
-        errors.append(float((seen[-1] - exact * START).abs().max()))
+        SOLVERS[name](gaussian, START, [*grid, 0.9], lambda i, t, z, x, seen=seen: seen.append(z))  # type: ignore[misc]
+        exact = gaussian_flow(seen[2], 0.3, grid[2], grid[-1])
+        errors.append(float((seen[-1] - exact).abs().max()))
     assert math.log2(errors[1] / errors[2]) == pytest.approx(3, abs=0.3)
 
 
@@ -175,6 +177,30 @@ def test_diffusers_schedulers_make_the_same_steps(name: str) -> None:
     grid = [*times[:1], *times[1::2]] if name == "heun" else times  # which lists the start of each inner step twice
     # their sigmas are float32
     torch.testing.assert_close(z, SOLVERS[name](mixture, START, grid), rtol=0, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+def test_the_published_third_order_step_takes_half_the_second_derivative() -> None:
+    import diffusers
+
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        solver_order=3, use_flow_sigmas=True, prediction_type="flow_prediction", final_sigmas_type="zero"
+    )
+    scheduler.set_timesteps(20)
+    times = [1 - float(sigma) for sigma in scheduler.sigmas]
+    z, nodes = START, []
+    for (t, end), timestep in zip(itertools.pairwise(times), scheduler.timesteps, strict=True):
+        v, x = mixture(z, t)
+        nodes = [(log_ratio(t), x), *nodes[:2]]
+        found = scheduler.step(-v, timestep, z).prev_sample
+        if len(nodes) == 3 and end < 1:
+            (a, x0), (b, x1), (c, x2) = nodes
+            half = ((x0 - x1) / (a - b) - (x1 - x2) / (b - c)) / (a - c)  # a divided difference is x'' / 2
+            h = log_ratio(end) - a
+            square = end * h**2 - 2 * (end * h - (end - t) / (1 - t))  # the integral of (lambda - lambda_t)^2
+            expected = exponential(z, t, end, nodes) - 0.5 * square * half
+            torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # their sigmas are float32
+        z = found
 
 
 @pytest.mark.parametrize("family", [*GRIDS, "shifted=1.5", "logit=6", "karras=2"])

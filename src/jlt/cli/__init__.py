@@ -24,6 +24,8 @@ COMMANDS = {
     "latents": "look at latents on disk, or check them against what they promise",
     "train": "train a Transformer on latents; the same command again resumes",
     "sample": "make images with a trained run",
+    "invert": "follow held-out latents back to their noise, and forth again",
+    "interpolate": "draw the images between those of two noises",
     "evaluate": "measure a run's images, or others, against real ones",
     "reference": "make the statistics of real images that evaluate compares with",
     "geometry": "measure the latents' spectrum, and what each prediction target makes of it",

@@ -3,6 +3,7 @@
 from jlt.sampling.field import GUIDANCE, SCHEDULES, Field, Guide, classifier_free, default_scale, guided
 from jlt.sampling.generator import Generator, Samples, load
 from jlt.sampling.grids import GRIDS, time_grid
+from jlt.sampling.inversion import invert, slerp
 from jlt.sampling.output import FORMATS, Stored
 from jlt.sampling.solvers import SOLVERS, euler, heun
 from jlt.sampling.storage import batches, generate
@@ -25,6 +26,8 @@ __all__ = [
     "generate",
     "guided",
     "heun",
+    "invert",
     "load",
+    "slerp",
     "time_grid",
 ]

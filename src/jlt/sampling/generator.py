@@ -171,6 +171,7 @@ class Generator:
         batch_size: int = 100,
         first_index: int = 0,
         floor: float | None = None,
+        noise: Float[Tensor, "n c h w"] | None = None,
         callback: Callback | None = None,
         progress: bool = True,
     ) -> Samples:
@@ -189,11 +190,14 @@ class Generator:
             batch_size: images at once; no result depends on it beyond rounding.
             first_index: index of the first image.
             floor: bound on |det| in the velocity; by default the one the model was trained with.
+            noise: z at t = 0, instead of what seed and index determine.
             callback: called by the solver in each batch with (i, t, z, x).
             progress: show a progress bar on a terminal.
         """
         label = torch.as_tensor(labels, dtype=torch.int64)
         self.check(label, solver, grid, steps, scale, interval, batch_size, guidance, guide)
+        if noise is not None and noise.shape != (len(label), *self.model.config.shape):
+            raise ValueError(f"noise is {tuple(noise.shape)}, expected {(len(label), *self.model.config.shape)}")
         solve, times = find_solver(solver), time_grid(grid, steps)
         config, device = self.model.config, next(self.model.parameters()).device
         floor = float(self.header["floor"]) if floor is None else floor
@@ -210,19 +214,18 @@ class Generator:
             field = Field(predict, self.target, chunk, floor)
             with torch.no_grad():
 
-                def noise(
+                def draw(
                     step: int, stream: Stream = Stream.SOLVER_NOISE, index: Int[Tensor, " b"] = index
                 ) -> Float[Tensor, "b c h w"]:
                     return noise_scale * random.normal(seed, stream, step, index, config.shape)
 
-                z = solve(field, noise(0, Stream.SAMPLE_NOISE), times, callback, noise)
+                z = draw(0, Stream.SAMPLE_NOISE) if noise is None else noise[first : first + len(chunk)].to(device)
+                z = solve(field, z, times, callback, draw)
                 images.append(self.representation.decode(self.affine.restore(z)).cpu())
             latents.append(z.cpu())
             # an adaptive solver may evaluate more often in one batch than in another
-            evaluations, passes = (
-                max(evaluations, field.evaluations),
-                max(passes, network.count + (second.count if second else 0)),
-            )
+            evaluations = max(evaluations, field.evaluations)
+            passes = max(passes, network.count + (second.count if second else 0))
             bar.update(len(chunk))
         bar.close()
         return Samples(

@@ -1,0 +1,65 @@
+"""`jlt invert RUN LATENTS OUT`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from jlt import files
+from jlt.data import open_latents
+from jlt.experiments.evaluate import check_fit
+from jlt.experiments.plots import grid as draw_grid
+from jlt.sampling import invert, load
+
+
+def run(
+    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
+    latents: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    num: int = 8,
+    split: str = "held-out",
+    solver: str = "heun",
+    grid: str = "uniform",
+    steps: int = 50,
+    weights: str = "ema",
+    device: str = "cpu",
+) -> None:
+    """Follow latents to their noise and back: invert.json with the errors, invert.png with data, noise and return.
+
+    Args:
+        source: a run folder (its last checkpoint) or a checkpoint folder.
+        latents: the latents it was trained on, or others of the same kind.
+        out: folder for both files.
+        num: number of latents, from the split's beginning.
+        split: train or held-out.
+        solver: used both ways, without guidance; any that draws no noise.
+        grid: where the steps lie: uniform, shifted=3, logit=3, karras=7.
+        steps: steps each way.
+        weights: ema (the first average), model, or the decay of an average.
+        device: where the network runs: cpu, cuda, mps.
+    """
+    generator, data = load(source, weights, device), open_latents(latents, split)
+    check_fit(generator.header, data)
+    if not 1 <= num <= len(data):
+        raise ValueError(f"num must be in [1, {len(data)}], the images of split {split}, got {num}")
+    x, labels = data.gather(torch.arange(num)), data.labels[:num]
+    noise = invert(generator, x, labels, solver=solver, grid=grid, steps=steps)
+    back = generator.sample(labels, noise=noise, solver=solver, grid=grid, steps=steps, batch_size=num)
+    data_images, noise_images = (generator.representation.decode(generator.affine.restore(z)).cpu() for z in (x, noise))
+    result = {
+        "solver": solver,
+        "grid": grid,
+        "steps": steps,
+        "num_images": num,
+        "evaluations_forth": back.evaluations,
+        "round_trip_rms": (back.latents - x).square().mean().sqrt().item(),
+        "latent_rms": x.square().mean().sqrt().item(),
+        "noise_std": noise.std().item(),
+    }
+    with files.replaced(out / "invert.png") as temporary:
+        draw_grid(torch.cat([data_images, noise_images, back.images]), columns=num).save(temporary, format="PNG")
+    files.write_json(out / "invert.json", result)
+    for name, value in result.items():
+        print(f"{name:18}{value if not isinstance(value, float) else format(value, '.4g')}")
