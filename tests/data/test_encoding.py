@@ -365,6 +365,7 @@ def test_a_folder_that_another_process_fills_is_refused(photos, encoded):
 
 RANKS = """
 import os, socket, sys
+os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun sets it; a pool of threads does not survive a fork
 from pathlib import Path
 from jlt.data import encode
 from jlt.data.sources import open_source

@@ -96,6 +96,7 @@ def test_an_evaluation_goes_on_with_the_images_that_are_there(run: Path, real: P
 
 RANKS = """
 import os, socket, sys
+os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun sets it; a pool of threads does not survive a fork
 from pathlib import Path
 import torch
 from jlt.experiments.benchmark import benchmark

@@ -26,6 +26,7 @@ CONFIG = TrainConfig(
 
 RANKS = """
 import json, os, socket, sys, traceback
+os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun sets it; a pool of threads does not survive a fork
 from pathlib import Path
 import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor  # once, not in every child
 from jlt.nn import Transformer, checkpoint
