@@ -165,7 +165,13 @@ def train(
 
 
 def ahead(draw: Callable[[int], Batch], start: int, stop: int, device: torch.device) -> Generator[Batch]:
-    """Yield the batch of each step on the device, the next one being drawn in a thread meanwhile."""
+    """Yield the batch of each step on the device, the next one being drawn in a thread meanwhile.
+
+    On a CPU each is drawn when it is its turn: two threads that both compute there would slow each other.
+    """
+    if device.type == "cpu":
+        yield from map(draw, range(start, stop))
+        return
 
     def pinned(step: int) -> Batch:
         batch = draw(step)
