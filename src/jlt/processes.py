@@ -8,6 +8,7 @@ from CPUs and over nccl from GPUs.
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -78,6 +79,9 @@ def joined() -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
+        # gloo's threads drop the last operation's tensors under their lock, for which they need the interpreter, and a
+        # group that is destroyed (by DDP's reducer, too) waits for that lock with the interpreter held: for ever
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 

@@ -398,7 +398,7 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in chi
 
 def with_ranks(count, *arguments):
     command = [sys.executable, "-W", "ignore", "-c", RANKS, *map(str, arguments), str(count)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("count", [2, 3])

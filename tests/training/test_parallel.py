@@ -112,7 +112,7 @@ def job(
 def with_ranks(*jobs: list[Any]) -> tuple[list[list[int]], list[str]]:
     """Do each job with its number of processes; return their exit codes and what they said."""
     command = [sys.executable, "-W", "ignore", "-c", RANKS, json.dumps(jobs)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     *said, codes = done.stdout.splitlines() or [""]
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
