@@ -67,10 +67,10 @@ for count, *job in json.loads(sys.argv[1]):
                 work(rank, *job)
                 code = 0
             except ValueError as error:
-                print(rank, error)
+                os.write(1, f"{rank} {error}\\n".encode())  # at once: the others write there too
                 code = 2
             except Stopped as stopped:
-                print(rank, stopped)
+                os.write(1, f"{rank} {stopped}\\n".encode())
                 code = 130
             except SystemExit as end:
                 code = end.code
