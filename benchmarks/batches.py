@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jlt.data import Latents, Manifest, Pixels, open_latents
-from jlt.data.shards import shard_name
-from jlt.data.writing import identity, read_summary, write_shard
+from jlt.data import Latents, Pixels, open_latents
+from jlt.data.writing import identity, read_summaries, write_manifest, write_shard
 
 SHAPE, SHARD, COUNT, BATCH = (128, 16, 16), 1024, 8192, 256
 
@@ -43,20 +42,12 @@ def write(folder: Path) -> None:
     """Write the shards."""
     representation = Pixels(SHAPE[0])
     representation.save(folder / "representation")
-    (folder / "train").mkdir()
-    shards = []
+    (split := folder / "train").mkdir()
     for k in range(COUNT // SHARD):
         values = torch.randn(SHARD, *SHAPE, generator=torch.Generator().manual_seed(k)).half()
-        write_shard(folder / "train", k, {"latents": values, "labels": torch.arange(SHARD) % 1000})
-        summary = read_summary(folder / "train", k, verify=False)
-        assert summary is not None
-        shards.append((shard_name(k), SHARD, summary.sha256))
-    Manifest(
-        split="train", num_images=COUNT, shard_size=SHARD, shape=SHAPE, class_names=tuple(map(str, range(1000))),
-        source={}, representation=representation.name, representation_fingerprint=representation.fingerprint,
-        affine=identity(SHAPE[0]), mean=(0.0,) * SHAPE[0], variance=(1.0,) * SHAPE[0], mirrored=False,
-        shards=tuple(shards),
-    ).write(folder / "train")  # fmt: skip
+        write_shard(split, k, {"latents": values, "labels": torch.arange(SHARD) % 1000})
+    summaries, names = read_summaries(split, COUNT // SHARD), tuple(map(str, range(1000)))
+    write_manifest(split, summaries, SHAPE, SHARD, names, {}, representation, identity(SHAPE[0]), mirrored=False)
 
 
 def gather(folder: Path) -> None:

@@ -8,8 +8,6 @@ import tyro
 from jlt.data import Affine, Representation, load_representation, open_latents
 from jlt.data.authors_latents import import_latents
 from jlt.data.autoencoders import open_autoencoder
-from jlt.data.classes import imagenet_classes
-from jlt.nn import authors
 from jlt.training import import_checkpoint
 
 
@@ -50,15 +48,12 @@ def run(
     else:
         decoder = open_autoencoder(representation)
     if source.is_dir():
-        if affine is not None and (set(affine.shift), set(affine.scale)) != ({0.0}, {1.0}):
+        if affine is not None and not affine.is_identity:
             raise ValueError(
                 f"{latents} normalises what its representation gives; the authors' latents are as they are"
             )
         import_latents(source, out, names, decoder, num_held_out, shard_size)
     else:
-        found = authors.read(source)
-        if names is None and found.config(latent_size).num_classes == 1000:
-            names = tuple(imagenet_classes().values())
         import_checkpoint(
             source, out, decoder, affine=affine, class_names=names, target=target, latent_size=latent_size, floor=floor
         )

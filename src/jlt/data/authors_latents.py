@@ -6,7 +6,6 @@ names: `latents` (n, c, h, w) and `latents_flip`, those of the mirrored images, 
 again, as an encoding does: shards whose bytes are those of the hash beside them are kept, the manifests come last.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from tqdm import tqdm
 
 from jlt import files
 from jlt.data.batches import cut
-from jlt.data.classes import imagenet_classes, name_classes
+from jlt.data.classes import name_classes, usual_names
 from jlt.data.representations import Representation, load_representation
-from jlt.data.shards import MEAN_BOUND, VARIANCE_BOUND, Manifest, shard_name
+from jlt.data.shards import MEAN_BOUND, VARIANCE_BOUND
 from jlt.data.sources import held_out_indices
-from jlt.data.writing import identity, moments, read_summary, write_shard
+from jlt.data.writing import identity, read_summaries, read_summary, write_manifest, write_shard
 
 KEYS = ("latents", "latents_flip", "labels")
 DTYPES = ("F16", "BF16")  # as safetensors names them
@@ -80,8 +79,8 @@ def import_latents(
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     theirs = open_theirs(folder)
-    if class_names is None and int(theirs.labels.max()) == 999:
-        class_names = tuple(imagenet_classes().values())
+    if class_names is None:
+        class_names = usual_names(int(theirs.labels.max()) + 1)
     names = name_classes(theirs.labels.numpy(), class_names, str(folder))
     if names is None:
         raise ValueError(f"{folder}: all labels are -1; the authors' files have classes")
@@ -179,8 +178,8 @@ def write_split(
     """Write the shards of a split that are missing or damaged, and its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_temporaries(folder)
-    size, channels, both = int(settings["shard_size"]), theirs.shape[0], folder.name == "train"
-    spans, positions = cut(0, len(indices), size), math.prod(theirs.shape[1:])
+    size, both = int(settings["shard_size"]), folder.name == "train"
+    spans = cut(0, len(indices), size)
     for k, span in enumerate(tqdm(spans, desc=f"importing {folder.name}", disable=None)):
         if read_summary(folder, k) is None:
             mine = indices[span.start : span.stop]
@@ -188,21 +187,8 @@ def write_split(
             if both:
                 tensors["mirrored"] = theirs.read("latents_flip", mine)
             write_shard(folder, k, tensors)
-    summaries = [summary for k in range(len(spans)) if (summary := read_summary(folder, k, verify=False))]
-    mean, variance = moments(summaries, positions)
     source = {key: settings[key] for key in ("source", "source_fingerprint")}
-    Manifest(
-        split=folder.name,
-        num_images=len(indices),
-        shard_size=size,
-        shape=theirs.shape,
-        class_names=class_names,
-        source={**source, "images": files.fingerprint(list(indices))},
-        representation=representation.name,
-        representation_fingerprint=representation.fingerprint,
-        affine=identity(channels),
-        mean=tuple(mean.tolist()),
-        variance=tuple(variance.tolist()),
-        mirrored=both,
-        shards=tuple((shard_name(k), summary.num_images, summary.sha256) for k, summary in enumerate(summaries)),
-    ).write(folder)
+    source |= {"images": files.fingerprint(list(indices))}
+    summaries = read_summaries(folder, len(spans))
+    affine = identity(theirs.shape[0])
+    write_manifest(folder, summaries, theirs.shape, size, class_names, source, representation, affine, both)

@@ -23,6 +23,11 @@ def imagenet_classes() -> dict[str, str]:
     return {wordnet_id: name for wordnet_id, _, name in (line.partition(" ") for line in lines)}
 
 
+def usual_names(num_classes: int) -> tuple[str, ...] | None:
+    """Return ImageNet-1k's names for 1,000 numbered classes, which are taken for its own; None for other numbers."""
+    return tuple(imagenet_classes().values()) if num_classes == 1000 else None
+
+
 def readable(names: Sequence[str]) -> tuple[str, ...]:
     """Turn names that are all WordNet ids to words; an id that is not in ImageNet-1k, or any other name, stays."""
     if not all(re.fullmatch(r"n\d{8}", name) for name in names):

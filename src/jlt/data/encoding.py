@@ -34,9 +34,18 @@ from jlt.data.autoencoders import KNOWN, PREFIX, open_autoencoder
 from jlt.data.batches import cut, read_batches, read_ranges
 from jlt.data.images import BrokenImage, quiet
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
-from jlt.data.shards import MANIFEST, Manifest, open_latents, read_manifest, shard_name
+from jlt.data.shards import MANIFEST, open_latents, read_manifest
 from jlt.data.sources import Source, Subset, held_out_indices, open_source
-from jlt.data.writing import Summary, fit_affine, identity, moments, read_summary, to_half, write_shard
+from jlt.data.writing import (
+    fit_affine,
+    identity,
+    moments,
+    read_summaries,
+    read_summary,
+    to_half,
+    write_manifest,
+    write_shard,
+)
 from jlt.processes import Processes, joined, open_device
 
 NORMALISATIONS = ("none", "global", "channel")
@@ -193,38 +202,25 @@ def fill(
             )
 
     processes.first(estimate)
-    written = {
-        split: write_shards(encoder, Subset(opened, indices), out / split, settings, batch_size, where, processes)
-        for split, indices in parts.items()
-        if indices
-    }
+    filled = {split: indices for split, indices in parts.items() if indices}
+    for split, indices in filled.items():
+        write_shards(encoder, Subset(opened, indices), out / split, settings, batch_size, where, processes)
     processes.wait()
 
     def finish() -> None:
-        mean, variance = moments(written["train"](), shape[1] * shape[2])
+        counts = {split: len(cut(0, len(indices), settings["shard_size"])) for split, indices in filled.items()}
+        written = {split: read_summaries(out / split, count) for split, count in counts.items()}
         kind = settings["normalise"] or encoder.normalisation
+        mean, variance = moments(written["train"], shape[1] * shape[2])
         affine = identity(encoder.channels) if kind == "none" else fit_affine(mean, variance, kind)
-        scale = torch.tensor(affine.scale, dtype=torch.float64)
         for split, summaries in written.items():
-            if (out / split / MANIFEST).is_file():
-                continue
-            mean, variance = moments(summaries(), shape[1] * shape[2])
-            Manifest(
-                split=split,
-                num_images=len(parts[split]),
-                shard_size=settings["shard_size"],
-                shape=shape,
-                class_names=opened.class_names,
-                source={**{key: settings[key] for key in ("source", "source_fingerprint", "image_shape")},
-                        "images": files.fingerprint(parts[split])},
-                representation=encoder.name,
-                representation_fingerprint=encoder.fingerprint,
-                affine=affine,
-                mean=tuple(((mean - torch.tensor(affine.shift, dtype=torch.float64)) * scale).tolist()),
-                variance=tuple((variance * scale**2).tolist()),
-                mirrored=both[split],
-                shards=tuple((shard_name(k), s.num_images, s.sha256) for k, s in enumerate(summaries())),
-            ).write(out / split)  # fmt: skip
+            if not (out / split / MANIFEST).is_file():
+                source = {key: settings[key] for key in ("source", "source_fingerprint", "image_shape")}
+                source |= {"images": files.fingerprint(parts[split])}
+                write_manifest(
+                    out / split, summaries, shape, settings["shard_size"], opened.class_names, source, encoder, affine,
+                    both[split],
+                )  # fmt: skip
 
     processes.first(finish)
 
@@ -307,8 +303,8 @@ def write_shards(
     batch_size: int,
     device: torch.device,
     processes: Processes,
-) -> Callable[[], list[Summary]]:
-    """Write this process's share of the shards that are missing or damaged; return what reads the summaries of all.
+) -> None:
+    """Write this process's share of the shards that are missing or damaged.
 
     A batch is decoded ahead in threads (jlt.data.batches), and one shard at a time is written in a thread.
     """
@@ -338,13 +334,6 @@ def write_shards(
         if written:
             written.result()
     progress.close()
-
-    def summaries() -> list[Summary]:
-        found = [read_summary(folder, k, verify=False) for k in range(len(spans))]
-        assert all(found), "every process writes its shards before any is read"
-        return [summary for summary in found if summary]
-
-    return summaries
 
 
 def reconstruct(

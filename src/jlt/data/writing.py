@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from jlt import files
-from jlt.data.shards import Affine, shard_name
+from jlt.data.representations import Representation
+from jlt.data.shards import Affine, Manifest, shard_name
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,13 @@ def sums(latents: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return total, square
 
 
+def read_summaries(folder: Path, count: int) -> list[Summary]:
+    """Return the summaries of a split's shards, all of which have been written."""
+    found = [read_summary(folder, k, verify=False) for k in range(count)]
+    assert all(found), "every shard is written before any is read"
+    return [summary for summary in found if summary]
+
+
 def moments(summaries: Sequence[Summary], positions: int) -> tuple[Tensor, Tensor]:
     """Return mean and variance by channel over all shards, of latents with that many `positions` each, in float64."""
     count = positions * sum(summary.num_images for summary in summaries)
@@ -105,3 +114,34 @@ def fit_affine(mean: Tensor, variance: Tensor, normalise: str) -> Affine:
         )
     used = variance if normalise == "channel" else variance.mean().expand_as(variance)
     return Affine(tuple(mean.tolist()), tuple(used.rsqrt().tolist()))
+
+
+def write_manifest(
+    folder: Path,
+    summaries: Sequence[Summary],
+    shape: tuple[int, int, int],
+    shard_size: int,
+    class_names: tuple[str, ...] | None,
+    source: dict[str, Any],
+    representation: Representation,
+    affine: Affine,
+    mirrored: bool,
+) -> None:
+    """Write the manifest of the split `folder`, whose shards are written; it promises what the summaries hold."""
+    mean, variance = moments(summaries, shape[1] * shape[2])
+    shift, scale = (torch.tensor(side, dtype=torch.float64) for side in (affine.shift, affine.scale))
+    Manifest(
+        split=folder.name,
+        num_images=sum(summary.num_images for summary in summaries),
+        shard_size=shard_size,
+        shape=shape,
+        class_names=class_names,
+        source=source,
+        representation=representation.name,
+        representation_fingerprint=representation.fingerprint,
+        affine=affine,
+        mean=tuple(((mean - shift) * scale).tolist()),
+        variance=tuple((variance * scale**2).tolist()),
+        mirrored=mirrored,
+        shards=tuple((shard_name(k), summary.num_images, summary.sha256) for k, summary in enumerate(summaries)),
+    ).write(folder)

@@ -28,9 +28,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from jlt.data import Manifest, Pixels
-from jlt.data.shards import shard_name
-from jlt.data.writing import identity, moments, read_summary, write_shard
+from jlt.data import Pixels
+from jlt.data.writing import identity, read_summaries, write_manifest, write_shard
 from jlt.experiments.plan import plan, size
 from jlt.experiments.presets import Expected
 from jlt.nn import Transformer, TransformerConfig
@@ -279,21 +278,14 @@ def peak_resident() -> int:
 
 def synthetic_latents(folder: Path, expected: Expected, num_images: int) -> None:
     """Write latents of Gaussian noise in the shape that a recipe expects, mirrored ones too."""
-    channels, height, width = expected.shape
-    representation = Pixels(channels)
+    representation, split = Pixels(expected.shape[0]), folder / "train"
     representation.save(folder / "representation")
-    train_folder = folder / "train"
-    train_folder.mkdir()
+    split.mkdir()
     values = torch.randn(2, num_images, *expected.shape, generator=torch.Generator().manual_seed(0)).half()
     labels = torch.arange(num_images) % expected.num_classes if expected.num_classes else torch.full((num_images,), -1)
-    write_shard(train_folder, 0, {"latents": values[0], "mirrored": values[1], "labels": labels})
-    summary = read_summary(train_folder, 0)
-    assert summary is not None
-    mean, variance = moments([summary], height * width)
-    Manifest(
-        split="train", num_images=num_images, shard_size=num_images, shape=expected.shape,
-        class_names=tuple(map(str, range(expected.num_classes))) or None, source={"source": "synthetic"},
-        representation=representation.name, representation_fingerprint=representation.fingerprint,
-        affine=identity(channels), mean=tuple(mean.tolist()), variance=tuple(variance.tolist()), mirrored=True,
-        shards=((shard_name(0), num_images, summary.sha256),),
-    ).write(train_folder)  # fmt: skip
+    write_shard(split, 0, {"latents": values[0], "mirrored": values[1], "labels": labels})
+    names = tuple(map(str, range(expected.num_classes))) or None
+    write_manifest(
+        split, read_summaries(split, 1), expected.shape, num_images, names, {"source": "synthetic"}, representation,
+        identity(expected.shape[0]), mirrored=True,
+    )  # fmt: skip

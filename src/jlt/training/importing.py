@@ -1,5 +1,6 @@
 """The authors' released checkpoint as one of ours: sampled, evaluated and fine-tuned like any other."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 
 from jlt import files
 from jlt.data import Affine, Representation
+from jlt.data.classes import usual_names
+from jlt.data.writing import identity
 from jlt.flow import target as known_target
 from jlt.nn import EMA, Transformer, authors, checkpoint, model_name
 
@@ -33,7 +36,7 @@ def import_checkpoint(
         out: folder for the checkpoint; it must not exist, or be empty.
         representation: what decodes the latents it was trained on.
         affine: what normalises that representation's latents; by default nothing, as with FLUX.2, whose output is.
-        class_names: names by label; by default 0, 1, ...
+        class_names: names by label; by default, of 1,000 classes ImageNet's, else 0, 1, ...
         target: what the network predicts, which the file does not say reliably.
         latent_size: side of the latents, which leaves no trace in the tensors.
         floor: bound on |det| in every velocity.
@@ -48,7 +51,8 @@ def import_checkpoint(
             f"{path} is of latents with {config.latent_channels} channels, {representation.name} has "
             f"{representation.channels}"
         )
-    names = tuple(map(str, range(config.num_classes))) if class_names is None else tuple(class_names)
+    known = usual_names(config.num_classes) if class_names is None else tuple(class_names)
+    names = tuple(map(str, range(config.num_classes))) if known is None else known
     if len(names) != config.num_classes:
         raise ValueError(f"{path} knows {config.num_classes} classes, there are {len(names)} names")
     with torch.device("meta"):  # nothing is allocated for a network that the tensors do not fit
@@ -60,7 +64,6 @@ def import_checkpoint(
     ema = EMA(model, DECAYS)
     for decay, state in zip(DECAYS, (found.ema1, found.ema2), strict=True):
         ema.averages[decay] = {name: state[name].float() for name, _ in model.named_parameters()}
-    channels = config.latent_channels
     header = {
         "name": model_name(target, config),
         "target": target,
@@ -69,10 +72,7 @@ def import_checkpoint(
         "seconds": 0.0,
         "origin": {"file": path.name, "sha256": files.sha256(path), "epoch": found.epoch},
         "latents": {
-            "affine": {
-                "shift": affine.shift if affine else (0.0,) * channels,
-                "scale": affine.scale if affine else (1.0,) * channels,
-            },
+            "affine": dataclasses.asdict(affine or identity(config.latent_channels)),
             "class_names": names,
             "representation_fingerprint": representation.fingerprint,
         },
