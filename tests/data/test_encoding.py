@@ -364,62 +364,35 @@ def test_a_folder_that_another_process_fills_is_refused(photos, encoded):
 
 
 RANKS = """
-import os, socket, sys
-os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun sets it; a pool of threads does not survive a fork
 from pathlib import Path
 from jlt.data import encode
 from jlt.data.sources import open_source
 
 source, out, count = open_source(sys.argv[1], 8), Path(sys.argv[2]), int(sys.argv[3])
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-children = []
-for rank in range(count):  # what torchrun does, without its seconds of imports
-    if (child := os.fork()) == 0:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        code = 1
-        try:
-            encode(source, out, image_size=8, num_held_out=4, shard_size=3, mirrored=True)
-            code = 0
-        except ValueError as error:
-            print(rank, error)
-            code = 2
-        except SystemExit as end:
-            code = end.code
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    children.append(child)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+options = {"image_size": 8, "num_held_out": 4, "shard_size": 3, "mirrored": True}
+sys.exit(max(forked(count, lambda rank: encode(source, out, **options))))
 """
 
 
-def with_ranks(count, *arguments):
-    command = [sys.executable, "-W", "ignore", "-c", RANKS, *map(str, arguments), str(count)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
 @pytest.mark.parametrize("count", [2, 3])
-def test_no_byte_depends_on_the_number_of_processes(photos, encoded, tmp_path, count):
-    done = with_ranks(count, photos, tmp_path / "again")
+def test_no_byte_depends_on_the_number_of_processes(photos, encoded, tmp_path, count, fork):
+    done = fork(RANKS, photos, tmp_path / "again", count)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "again") == contents(encoded)
 
 
-def test_processes_share_the_shards_that_are_missing(photos, encoded):
+def test_processes_share_the_shards_that_are_missing(photos, encoded, fork):
     before = contents(encoded)
     for k in range(3):
         (encoded / "train" / f"shard-0000{k}.safetensors").unlink()
-    done = with_ranks(2, photos, encoded)
+    done = fork(RANKS, photos, encoded, 2)
     assert done.returncode == 0, done.stderr
     assert contents(encoded) == before
 
 
-def test_of_several_processes_one_tells_what_is_wrong(photos, encoded):
+def test_of_several_processes_one_tells_what_is_wrong(photos, encoded, fork):
     (photos / "cat" / "new.png").write_bytes((photos / "cat" / "01.png").read_bytes())
-    done = with_ranks(2, photos, encoded)
+    done = fork(RANKS, photos, encoded, 2)
     assert done.returncode == 2
     assert done.stdout.count("source_fingerprint is") == 1
 

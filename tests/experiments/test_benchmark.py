@@ -1,7 +1,7 @@
 """Runs, and images made elsewhere, against statistics on disk."""
 
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jlt.experiments.benchmark import benchmark, make_reference
 from jlt.experiments.evaluate import Sampling
 from jlt.training import TrainConfig, train
 
+Fork = Callable[..., subprocess.CompletedProcess[str]]
 SAMPLING = Sampling(num_images=31, steps=2, batch_size=6)
 
 
@@ -95,8 +96,6 @@ def test_an_evaluation_goes_on_with_the_images_that_are_there(run: Path, real: P
 
 
 RANKS = """
-import os, socket, sys
-os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun sets it; a pool of threads does not survive a fork
 from pathlib import Path
 import torch
 from jlt.experiments.benchmark import benchmark
@@ -104,31 +103,15 @@ from jlt.experiments.evaluate import Sampling
 
 torch.set_num_threads(1)
 source, reference, out, count = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-children = []
-for rank in range(count):  # what torchrun does, without its seconds of imports
-    if (child := os.fork()) == 0:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        code = 1
-        try:
-            benchmark(source, reference, out, Sampling(num_images=31, steps=2, batch_size=6), "pixels")
-            code = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    children.append(child)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+sampling = Sampling(num_images=31, steps=2, batch_size=6)
+sys.exit(max(forked(count, lambda rank: benchmark(source, reference, out, sampling, "pixels"))))
 """
 
 
-def test_no_result_depends_on_the_number_of_processes(run: Path, real: Path, tmp_path: Path) -> None:
+def test_no_result_depends_on_the_number_of_processes(run: Path, real: Path, tmp_path: Path, fork: Fork) -> None:
     count = 4  # of 6 batches: the last round lacks two
     alone = values(benchmark(str(run), real, tmp_path / "1", SAMPLING, "pixels"))
-    arguments = [str(run), str(real), str(tmp_path / "many"), str(count)]
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", RANKS, *arguments], capture_output=True, text=True)
+    done = fork(RANKS, run, real, tmp_path / "many", count)
     assert done.returncode == 0, done.stderr
     assert values(tmp_path / "many" / "record.json") == alone
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,19 @@ from jlt.processes import Processes
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.parallel import recompute_blocks, share
 
+Fork = Callable[..., subprocess.CompletedProcess[str]]
 CONFIG = TrainConfig(
     size="4x16x2", steps=3, batch_size=10, learning_rate=1e-3, warmup_steps=0, ema_decays=(0.5,), save_every=3,
     held_out_every=3, dropout=0.2, in_context_tokens=2, in_context_start=1, clip=0.05,
 )  # fmt: skip
 
 RANKS = """
-import json, os, socket, sys, traceback
-os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun sets it; a pool of threads does not survive a fork
+import json
 from pathlib import Path
 import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor  # once, not in every child
 from jlt.nn import Transformer, checkpoint
 from jlt.processes import joined
-from jlt.training import Stopped, TrainConfig, train
+from jlt.training import TrainConfig, train
 from jlt.training.loop import start
 from jlt.training.parallel import PARALLEL
 
@@ -52,43 +52,7 @@ def work(rank, parallel, micro, latents, run, settings, stop):
         return copy(config, open_latents(Path(latents)), run, parallel, micro)
     train(config, Path(latents), Path(run), parallel=parallel, micro_batch_size=micro, progress=progress)
 
-codes = []
-for count, *job in json.loads(sys.argv[1]):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(count):  # what torchrun does, without its seconds of imports
-        if (child := os.fork()) == 0:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            code = 1
-            try:
-                work(rank, *job)
-                code = 0
-            except ValueError as error:
-                os.write(1, f"{rank} {error}\\n".encode())  # at once: the others write there too
-                code = 2
-            except Stopped as stopped:
-                os.write(1, f"{rank} {stopped}\\n".encode())
-                code = 130
-            except SystemExit as end:
-                code = end.code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-        children.append(child)
-    ended = {}
-    while len(ended) < count:
-        child, status = os.wait()
-        ended[child] = os.waitstatus_to_exitcode(status)
-        if ended[child] not in (0, 2, 130):  # as torchrun does; the others would wait for it
-            for other in set(children) - set(ended):
-                os.kill(other, 9)
-    codes.append([ended[child] for child in children])
-print(json.dumps(codes))
+print(json.dumps([forked(count, lambda rank: work(rank, *job)) for count, *job in json.loads(sys.argv[1])]))
 """
 
 
@@ -109,10 +73,9 @@ def job(
     return [count, parallel, micro, str(latents), str(run), settings, stop]
 
 
-def with_ranks(*jobs: list[Any]) -> tuple[list[list[int]], list[str]]:
+def do(fork: Fork, *jobs: list[Any]) -> tuple[list[list[int]], list[str]]:
     """Do each job with its number of processes; return their exit codes and what they said."""
-    command = [sys.executable, "-W", "ignore", "-c", RANKS, json.dumps(jobs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = fork(RANKS, json.dumps(jobs))
     *said, codes = done.stdout.splitlines() or [""]
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -144,11 +107,11 @@ FEW = [(2, "ddp", 2), (3, "fsdp", 3)]  # ragged: 5 and 5 images in parts of 2 an
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(GRID, marks=pytest.mark.slow)], ids=["few", "all"])
 def test_neither_processes_nor_micro_batches_nor_engine_change_what_is_learnt(
-    latents: Path, tmp_path: Path, cases: list[tuple[int, str, int | None]]
+    latents: Path, tmp_path: Path, cases: list[tuple[int, str, int | None]], fork: Fork
 ) -> None:
     train(CONFIG, latents, tmp_path / "reference")
     runs = [tmp_path / f"{count}-{parallel}-{micro}" for count, parallel, micro in cases]
-    codes, _ = with_ranks(*(job(*case, latents, run) for case, run in zip(cases, runs, strict=True)))
+    codes, _ = do(fork, *(job(*case, latents, run) for case, run in zip(cases, runs, strict=True)))
     assert not any(map(any, codes))
     train(CONFIG, latents, tmp_path / "alone", micro_batch_size=4)
     for run in [*runs, tmp_path / "alone"]:
@@ -156,13 +119,14 @@ def test_neither_processes_nor_micro_batches_nor_engine_change_what_is_learnt(
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_engine_and_saves_the_bytes_it_loads(
-    latents: Path, tmp_path: Path
+    latents: Path, tmp_path: Path, fork: Fork
 ) -> None:
     def until(steps: int) -> TrainConfig:
         return dataclasses.replace(CONFIG, steps=steps, held_out_every=0)
 
     train(until(6), latents, tmp_path / "whole")
-    codes, said = with_ranks(
+    codes, said = do(
+        fork,
         job(3, "fsdp", 2, latents, tmp_path / "run", until(2)),
         job(2, "ddp", None, latents, tmp_path / "run", dataclasses.replace(until(9)), stop=(3, 1)),
         job(2, "fsdp", None, latents, tmp_path / "run", until(4), stop="copy"),
@@ -178,8 +142,8 @@ def test_a_run_goes_on_with_another_number_of_processes_and_engine_and_saves_the
     assert_same_to_reduction_order(tmp_path / "run", tmp_path / "whole")
 
 
-def test_of_several_processes_one_tells_what_is_wrong(latents: Path, tmp_path: Path) -> None:
-    codes, said = with_ranks(job(2, "ddp", None, latents, tmp_path / "run", dataclasses.replace(CONFIG, flip=True)))
+def test_of_several_processes_one_tells_what_is_wrong(latents: Path, tmp_path: Path, fork: Fork) -> None:
+    codes, said = do(fork, job(2, "ddp", None, latents, tmp_path / "run", dataclasses.replace(CONFIG, flip=True)))
     assert codes == [[2, 2]]
     assert [line for line in said if "flip is on" in line] == said
     assert len(said) == 1
