@@ -8,8 +8,6 @@ import tyro
 
 from jlt import files
 from jlt.experiments import plots
-from jlt.flow import random
-from jlt.flow.random import Stream
 from jlt.sampling import default_scale, load, slerp
 
 
@@ -53,13 +51,13 @@ def run(
     if min(first, second) < 0:
         raise ValueError(f"first and second must be at least 0, got {first} and {second}")
     generator = load(source, weights, device)
-    config, noise_scale = generator.model.config, float(generator.header.get("noise_scale", 1.0))
-    a, b = noise_scale * random.normal(seed, Stream.SAMPLE_NOISE, 0, torch.tensor([first, second]), config.shape)
+    classes = generator.model.config.num_classes
+    a, b = generator.noise(seed, torch.tensor([first, second]))
     noise = torch.stack([slerp(a, b, i / (num - 1)) for i in range(num)])
-    labels = torch.full((num,), generator.label(label) if config.num_classes else 0)
+    labels = torch.full((num,), generator.label(label) if classes else 0)
     samples = generator.sample(
         labels, noise=noise, solver=solver, grid=grid, steps=steps, interval=interval, seed=seed,
-        scale=default_scale(config.num_classes) if scale is None else scale, batch_size=num,
+        scale=default_scale(classes) if scale is None else scale, batch_size=num,
     )  # fmt: skip
     with files.replaced(out / "interpolate.png") as temporary:
         plots.grid(samples.images, columns=num).save(temporary, format="PNG")

@@ -104,10 +104,7 @@ def of_run(run: Path, out: Path, sampling: Sampling, device: torch.device, proce
     generator = load(run, sampling.weights, device)
     classes = generator.model.config.num_classes
     labels = balanced_labels(sampling.num_images, classes)
-    how = storage.Making(
-        sampling.seed, sampling.solver, sampling.steps, sampling.guidance(classes), sampling.interval,
-        sampling.batch_size, sampling.grid,
-    )  # fmt: skip
+    how = sampling.making(classes)
     processes.first(lambda: storage.begin(generator, labels, out, how))
     asked = files.read_json(out / storage.HEADER)
 

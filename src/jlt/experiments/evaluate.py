@@ -22,7 +22,7 @@ from jlt.evaluation.features import Extractor, open_extractor
 from jlt.evaluation.protocol import Reference, measure, real_against_real, reference
 from jlt.evaluation.records import Record, Value
 from jlt.experiments.plots import grid
-from jlt.sampling import Samples, default_scale, generate, load
+from jlt.sampling import Making, Samples, default_scale, generate, load
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,17 @@ class Sampling:
         if self.num_images < 2:
             raise ValueError(f"num_images must be at least 2, got {self.num_images}")
 
-    def guidance(self, num_classes: int) -> float:
-        """Return the scale to use; one asked for on an unconditional model is refused where it is used."""
-        return default_scale(num_classes) if self.scale is None else self.scale
+    def making(self, num_classes: int) -> Making:
+        """Return how images are made; a scale asked for on an unconditional model is refused where it is used."""
+        return Making(
+            seed=self.seed,
+            solver=self.solver,
+            grid=self.grid,
+            steps=self.steps,
+            scale=default_scale(num_classes) if self.scale is None else self.scale,
+            interval=self.interval,
+            batch_size=self.batch_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -150,12 +158,9 @@ def measure_run(
     # the model's name tells target, size and patch size; other settings that runs differ in are appended
     told = {"target", "size", "patch_size"}
     name = ", ".join([str(generator.header["name"]), *(f"{k} {v}" for k, v in settings.items() if k not in told)])
-    samples = generate(
-        generator, balanced_labels(sampling.num_images, data.num_classes), storage,
-        seed=sampling.seed, solver=sampling.solver, grid=sampling.grid, steps=sampling.steps,
-        scale=sampling.guidance(data.num_classes), interval=sampling.interval, batch_size=sampling.batch_size,
-        title=f"sampling {name}",
-    )  # fmt: skip
+    labels = balanced_labels(sampling.num_images, data.num_classes)
+    how = vars(sampling.making(data.num_classes))
+    samples = generate(generator, labels, storage, title=f"sampling {name}", **how)
     save_grid(picture, samples.images, samples.labels, data)
     values = judge(samples, name)
     values |= {

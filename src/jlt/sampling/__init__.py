@@ -1,7 +1,7 @@
 """Sampling: time grids, ODE solvers, guidance, the field they solve, and images from seeds."""
 
 from jlt.sampling.field import GUIDANCE, SCHEDULES, Field, Guide, classifier_free, default_scale, guided
-from jlt.sampling.generator import Generator, Samples, load
+from jlt.sampling.generator import Generator, Making, Samples, load
 from jlt.sampling.grids import GRIDS, time_grid
 from jlt.sampling.inversion import invert, slerp
 from jlt.sampling.output import FORMATS, Stored
@@ -17,6 +17,7 @@ __all__ = [
     "Field",
     "Generator",
     "Guide",
+    "Making",
     "Samples",
     "Stored",
     "batches",

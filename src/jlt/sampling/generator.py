@@ -3,6 +3,7 @@
 The noise of image i is a function of (seed, i) alone, so image i is the same picture whatever else is in its batch.
 """
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,22 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Making:
+    """How images are made; the arguments of the same names in `Generator.sample` say what each means."""
+
+    seed: int = 0
+    solver: str = "heun"
+    grid: str = "uniform"
+    steps: int = 50
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.1, 1.0)
+    guidance: str = "cfg"
+    guide: "Generator | None" = None
+    batch_size: int = 100
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
 class Generator:
     """A model ready to sample: `load` makes one."""
 
@@ -67,29 +84,16 @@ class Generator:
             return int(name)
         return files.choose("class", name, {known: label for label, known in enumerate(names)})
 
-    def check(
-        self,
-        labels: Int[Tensor, " n"],
-        solver: str,
-        grid: str,
-        steps: int,
-        scale: float,
-        interval: tuple[float, float],
-        batch_size: int,
-        guidance: str = "cfg",
-        guide: "Generator | None" = None,
-    ) -> None:
+    def check(self, labels: Int[Tensor, " n"], how: Making) -> None:
         """Raise a ValueError for arguments with which `sample` can make no image; nothing is computed."""
         classes = self.model.config.num_classes
-        find_solver(solver)
-        time_grid(grid, steps)
-        if guide is not None:
-            self.check_guide(guide)
-        self.predictor(
-            Passes(self.model), None if guide is None else Passes(guide.model), scale, interval, guidance, guide
-        )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        find_solver(how.solver)
+        time_grid(how.grid, how.steps)
+        if how.guide is not None:
+            self.check_guide(how.guide)
+        self.predictor(how)
+        if how.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {how.batch_size}")
         if len(labels) < 1:
             raise ValueError("there are 0 labels, each image needs one")
         if classes and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
@@ -112,48 +116,43 @@ class Generator:
             if value != own[name]:
                 raise ValueError(f"the guide has {name} {value}, the model {own[name]}")
 
-    def predictor(
-        self,
-        passes: Passes,
-        guide_passes: Passes | None,
-        scale: float,
-        interval: tuple[float, float],
-        guidance: str,
-        guide: "Generator | None",
-    ) -> Predictor:
-        """Return the model under guidance; the networks' passes are counted in `passes` and `guide_passes`."""
-        second = None if guide is None or guide_passes is None else Guide(guide_passes, guide.target)
-        return guided(passes, self.target, self.model.config.num_classes, scale, interval, guidance, second)
+    def predictor(self, how: Making) -> tuple[Predictor, list[Passes]]:
+        """Return the model under guidance, and what counts the passes of its network and of the guide's."""
+        networks = [Passes(generator.model) for generator in (self, how.guide) if generator is not None]
+        guide = None if how.guide is None else Guide(networks[1], how.guide.target)
+        classes = self.model.config.num_classes
+        predict = guided(networks[0], self.target, classes, how.scale, how.interval, how.guidance, guide)
+        return predict, networks
 
-    def settings(
-        self,
-        solver: str,
-        grid: str,
-        steps: int,
-        scale: float,
-        interval: tuple[float, float],
-        floor: float,
-        seed: int,
-        guidance: str = "cfg",
-        guide: "Generator | None" = None,
-    ) -> dict[str, Any]:
+    def floor(self, how: Making) -> float:
+        """Return the bound on |det| in the velocity: the one asked for, or that of training."""
+        return float(self.header["floor"]) if how.floor is None else float(how.floor)
+
+    def noise(
+        self, seed: int, index: Int[Tensor, " b"], stream: Stream = Stream.SAMPLE_NOISE, step: int = 0
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the noise that the images of these indices start from, or another stream's, in the trained scale."""
+        scale = float(self.header.get("noise_scale", 1.0))  # older checkpoints had no other
+        return scale * random.normal(seed, stream, step, index, self.model.config.shape)
+
+    def settings(self, how: Making) -> dict[str, Any]:
         """Return what images made in this way are made with, but for their labels."""
-        decoder = getattr(self.representation, "decoder", None)
+        decoder, guide = getattr(self.representation, "decoder", None), how.guide
         return {
             "model": self.header["name"],
             "step": self.header["step"],
             "weights": self.weights,
             "weights_fingerprint": self.fingerprint,
             "decoder": None if decoder is None else decoder.source,
-            "solver": solver,
-            "grid": grid,
-            "steps": steps,
-            "guidance": guidance,
+            "solver": how.solver,
+            "grid": how.grid,
+            "steps": how.steps,
+            "guidance": how.guidance,
             "guide": None if guide is None else [guide.header["name"], guide.weights, guide.fingerprint],
-            "guidance_scale": float(scale),
-            "guidance_interval": [float(end) for end in interval],
-            "velocity_floor": float(floor),
-            "seed": seed,
+            "guidance_scale": float(how.scale),
+            "guidance_interval": [float(end) for end in how.interval],
+            "velocity_floor": self.floor(how),
+            "seed": how.seed,
         }
 
     def sample(
@@ -194,38 +193,29 @@ class Generator:
             callback: called by the solver in each batch with (i, t, z, x).
             progress: show a progress bar on a terminal.
         """
+        how = Making(seed, solver, grid, steps, scale, interval, guidance, guide, batch_size, floor)
         label = torch.as_tensor(labels, dtype=torch.int64)
-        self.check(label, solver, grid, steps, scale, interval, batch_size, guidance, guide)
+        self.check(label, how)
         if noise is not None and noise.shape != (len(label), *self.model.config.shape):
             raise ValueError(f"noise is {tuple(noise.shape)}, expected {(len(label), *self.model.config.shape)}")
-        solve, times = find_solver(solver), time_grid(grid, steps)
-        config, device = self.model.config, next(self.model.parameters()).device
-        floor = float(self.header["floor"]) if floor is None else floor
-        noise_scale = float(self.header.get("noise_scale", 1.0))  # older checkpoints had no other
+        solve, times, device = find_solver(solver), time_grid(grid, steps), next(self.model.parameters()).device
         start, evaluations, passes = time.perf_counter(), 0, 0
         latents, images = [], []
         bar = tqdm(total=len(label), desc="sampling", unit="image", disable=None if progress else True)
         for first in range(0, len(label), batch_size):
             chunk = label[first : first + batch_size].to(device)
             index = torch.arange(first, first + len(chunk), device=device) + first_index
-            network = Passes(self.model)
-            second = None if guide is None else Passes(guide.model)
-            predict = self.predictor(network, second, scale, interval, guidance, guide)
-            field = Field(predict, self.target, chunk, floor)
+            predict, networks = self.predictor(how)
+            field = Field(predict, self.target, chunk, self.floor(how))
+            draw = functools.partial(self.noise, seed, index, Stream.SOLVER_NOISE)
             with torch.no_grad():
-
-                def draw(
-                    step: int, stream: Stream = Stream.SOLVER_NOISE, index: Int[Tensor, " b"] = index
-                ) -> Float[Tensor, "b c h w"]:
-                    return noise_scale * random.normal(seed, stream, step, index, config.shape)
-
-                z = draw(0, Stream.SAMPLE_NOISE) if noise is None else noise[first : first + len(chunk)].to(device)
+                z = self.noise(seed, index) if noise is None else noise[first : first + len(chunk)].to(device)
                 z = solve(field, z, times, callback, draw)
                 images.append(self.representation.decode(self.affine.restore(z)).cpu())
             latents.append(z.cpu())
             # an adaptive solver may evaluate more often in one batch than in another
             evaluations = max(evaluations, field.evaluations)
-            passes = max(passes, network.count + (second.count if second else 0))
+            passes = max(passes, sum(network.count for network in networks))
             bar.update(len(chunk))
         bar.close()
         return Samples(
@@ -233,7 +223,7 @@ class Generator:
             latents=torch.cat(latents),
             labels=label,
             seeds=[(seed, first_index + i) for i in range(len(label))],
-            settings=self.settings(solver, grid, steps, scale, interval, floor, seed, guidance, guide),
+            settings=self.settings(how),
             evaluations=evaluations,
             network_passes=passes,
             seconds=time.perf_counter() - start,

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jlt.sampling.field import Field, Passes, Prediction
-from jlt.sampling.generator import Generator
+from jlt.sampling.generator import Generator, Making
 from jlt.sampling.grids import time_grid
 from jlt.sampling.solvers import AnyField
 from jlt.sampling.solvers import solver as find_solver
@@ -44,9 +44,10 @@ def invert(
     solve, label = find_solver(solver), torch.as_tensor(labels, dtype=torch.int64)
     if solve.stochastic:
         raise ValueError(f"solver {solver!r} draws noise, so it cannot be followed back")
-    generator.check(label, solver, grid, steps, 1.0, (0.0, 1.0), 1)
+    how = Making(solver=solver, grid=grid, steps=steps)
+    generator.check(label, how)
     device = next(generator.model.parameters()).device
-    field = Field(Passes(generator.model), generator.target, label.to(device), float(generator.header["floor"]))
+    field = Field(Passes(generator.model), generator.target, label.to(device), generator.floor(how))
     times = [1 - t for t in reversed(time_grid(grid, steps))]
     with torch.no_grad():
         return solve(backwards(field), latents.to(device), times).cpu()

@@ -8,7 +8,6 @@ not. A folder that holds other images is refused.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
-from jlt.sampling.generator import Generator, Samples
+from jlt.sampling.generator import Generator, Making, Samples
 
 HEADER = "samples.json"
 
@@ -32,17 +31,9 @@ def generate(
     labels: Int[Tensor, " n"],
     out: Path,
     *,
-    seed: int = 0,
-    solver: str = "heun",
-    grid: str = "uniform",
-    steps: int = 50,
-    scale: float = 1.0,
-    interval: tuple[float, float] = (0.1, 1.0),
-    guidance: str = "cfg",
-    guide: Generator | None = None,
-    batch_size: int = 100,
     title: str = "sampling",
     keep: bool = True,
+    **settings: Any,
 ) -> Samples:
     """Make one image for each label in the folder `out`, or go on where an earlier call stopped, and return all.
 
@@ -50,16 +41,16 @@ def generate(
         generator: from `jlt.load`.
         labels: classes in [0, num_classes].
         out: a folder of its own.
-        seed, solver, grid, steps, scale, interval, guidance, guide, batch_size: as in `Generator.sample`.
         title: what the progress bar says.
         keep: hold all images in memory; else the result holds none beside its counts, and `batches` reads them.
+        settings: the fields of `Making`, as in `Generator.sample`.
     """
-    how = Making(seed, solver, steps, scale, interval, batch_size, grid, guidance, guide)
+    how = Making(**settings)
     asked = begin(generator, labels, out, how)
     parts: list[tuple[Tensor, Tensor]] = []
     progress = tqdm(total=len(labels), desc=title, unit="image", disable=None)
     with files.locked(out / HEADER):
-        for k in range(how.num_batches(labels)):
+        for k in range(-(-len(labels) // how.batch_size)):
             images, latents = batch(generator, labels, out, how, k)
             parts.append((images, latents) if keep else (images[:0], latents[:0]))
             progress.update(len(images))
@@ -69,30 +60,12 @@ def generate(
         images=torch.cat([images for images, _ in parts]),
         latents=torch.cat([latents for _, latents in parts]),
         labels=labels if keep else labels[:0],
-        seeds=[(seed, i) for i in range(len(labels) if keep else 0)],
+        seeds=[(how.seed, i) for i in range(len(labels) if keep else 0)],
         settings=asked,
         evaluations=spent.evaluations,
         network_passes=spent.network_passes,
         seconds=spent.seconds,
     )
-
-
-@dataclass(frozen=True)
-class Making:
-    """How images are made, as in `Generator.sample`."""
-
-    seed: int
-    solver: str
-    steps: int
-    scale: float
-    interval: tuple[float, float]
-    batch_size: int
-    grid: str = "uniform"
-    guidance: str = "cfg"
-    guide: Generator | None = None
-
-    def num_batches(self, labels: Int[Tensor, " n"]) -> int:
-        return math.ceil(len(labels) / self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -106,14 +79,9 @@ class Spent:
 
 def begin(generator: Generator, labels: Int[Tensor, " n"], out: Path, how: Making) -> dict[str, Any]:
     """Check that the images can be made and claim the folder for them; return what was asked for."""
-    generator.check(
-        labels, how.solver, how.grid, how.steps, how.scale, how.interval, how.batch_size, how.guidance, how.guide
-    )
-    floor = generator.header["floor"]
+    generator.check(labels, how)
     asked: dict[str, Any] = {
-        **generator.settings(
-            how.solver, how.grid, how.steps, how.scale, how.interval, floor, how.seed, how.guidance, how.guide
-        ),
+        **generator.settings(how),
         "batch_size": how.batch_size,
         "num_images": len(labels),
         "labels": labels.tolist(),
@@ -129,11 +97,8 @@ def batch(
     path = out / f"images-{k:05d}.safetensors"
     first = k * how.batch_size
     if not path.is_file():
-        made = generator.sample(
-            labels[first : first + how.batch_size], seed=how.seed, solver=how.solver, grid=how.grid, steps=how.steps,
-            scale=how.scale, interval=how.interval, guidance=how.guidance, guide=how.guide,
-            batch_size=how.batch_size, first_index=first, progress=False,
-        )  # fmt: skip
+        mine = labels[first : first + how.batch_size]
+        made = generator.sample(mine, first_index=first, progress=False, **vars(how))
         stated = {
             "seconds": f"{made.seconds:.4f}",
             "evaluations": str(made.evaluations),
