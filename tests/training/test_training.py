@@ -120,7 +120,7 @@ def test_training_stops_when_gradients_stay_not_finite(latents: Path, tmp_path: 
 def test_the_held_out_loss_of_a_network_that_says_zero_is_the_targets_second_moment(latents: Path) -> None:
     data = open_latents(latents, split="held-out")
     model = Transformer(CONFIG.model(data.shape, data.num_classes))
-    found = held_out_losses(model, dict(model.named_parameters()), data, CONFIG, draws=10)
+    found = held_out_losses(model, data, CONFIG, draws=10)
     assert found.keys() == TARGETS.keys()
     z = data.gather(range(len(data)))
     # y = 0 for target x: the x-space error is x itself, in every bin; each image visits each bin once in ten draws
@@ -203,8 +203,7 @@ def test_the_noise_has_its_scale_in_training_and_in_the_held_out_loss(latents: P
     one, three = (draw_batch(data, c, 2, torch.arange(6)) for c in (config, scaled))
     assert torch.equal(three.eps, 3 * one.eps)
     model = Transformer(config.model(data.shape, data.num_classes))
-    weights = dict(model.named_parameters())
-    small, large = (held_out_losses(model, weights, data, c)["eps"] for c in (config, scaled))
+    small, large = (held_out_losses(model, data, c)["eps"] for c in (config, scaled))
     assert large == pytest.approx([9 * loss for loss in small])  # y = 0: the error is the noise's second moment
 
 

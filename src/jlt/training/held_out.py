@@ -1,8 +1,6 @@
 """The held-out loss by time, in x-, eps- and v-space whatever the target, so that runs of two targets compare."""
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
 
 from jlt.data import Latents
 from jlt.flow import TARGETS, interpolate, loss, random, target
@@ -16,7 +14,6 @@ BINS = 10
 @torch.no_grad()
 def held_out_losses(
     model: Transformer,
-    weights: dict[str, Tensor],
     latents: Latents,
     config: TrainConfig,
     draws: int = 2,
@@ -39,7 +36,7 @@ def held_out_losses(
         x = latents.gather(index).to(device)
         eps = config.noise_scale * random.normal(0, Stream.HELD_OUT_NOISE, 0, part, x.shape[1:]).to(device)
         t, label = t.to(device), latents.labels[index].to(device)
-        y = functional_call(model, weights, (interpolate(x, eps, t), t, label)).float()
+        y = model(interpolate(x, eps, t), t, label).float()
         filled += torch.bincount(bins, minlength=BINS)
         for space in TARGETS:
             losses = loss(y, x, eps, t, target(config.target), TARGETS[space], "constant", config.floor)

@@ -204,7 +204,7 @@ def measure(state: State, held_out: Latents, config: TrainConfig) -> dict[str, l
     try:
         if average is not None:
             torch._foreach_copy_(own, [local(a) for a in average.values()])
-        return held_out_losses(state.model, {}, held_out, config)
+        return held_out_losses(state.model, held_out, config)
     finally:
         if callable(reshard := getattr(state.model, "reshard", None)):
             reshard()  # FSDP keeps the outermost weights gathered until a backward pass
