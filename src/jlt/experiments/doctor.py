@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.multiprocessing.spawn import spawn
@@ -33,7 +32,7 @@ from jlt.data.writing import identity, read_summaries, write_manifest, write_sha
 from jlt.experiments.plan import plan, size
 from jlt.experiments.presets import Expected
 from jlt.nn import Transformer, TransformerConfig
-from jlt.processes import open_device
+from jlt.processes import joined, open_device
 from jlt.training import TrainConfig, read_metrics, train
 
 PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "datasets", "onnxruntime", "matplotlib")
@@ -156,12 +155,11 @@ def sharded_step(rank: int, count: int, port: int, kind: str) -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     device = open_device(kind)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=count)
-    try:
-        total = torch.tensor([float(rank)], device=device)
-        dist.all_reduce(total)
+    with joined() as processes:
+        total = processes.total(torch.tensor([float(rank)], device=device))
         assert total.item() == count * (count - 1) / 2, f"the sum over {count} processes is {total.item()}"
         models = [Transformer(TINY, seed=1).to(device) for _ in range(2)]
         mesh = init_device_mesh(kind, (count,))
@@ -177,8 +175,6 @@ def sharded_step(rank: int, count: int, port: int, kind: str) -> None:
         for (name, plain), split in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
             whole = split.full_tensor() if isinstance(split, DTensor) else split
             torch.testing.assert_close(whole, plain, msg=f"{name} differs under FSDP2")
-    finally:
-        dist.destroy_process_group()
 
 
 def checks(folder: Path, device: torch.device) -> dict[str, Callable[[], str]]:
