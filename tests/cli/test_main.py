@@ -104,26 +104,96 @@ def test_geometry_and_latents_read_the_same_folder(chain: Path, capsys: pytest.C
         assert picture.width > 32
 
 
-def test_a_comparison_trains_all_combinations_once(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = chain / "compared"
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without moments and measured times."""
+    values = {name: value for name, value in record["values"].items() if "time" not in name}
+    parts = [without_times(part) for part in record["parts"]]
+    return {**record, "created": "", "command": "", "values": values, "parts": parts}
+
+
+@pytest.fixture(scope="module")
+def compared(chain: Path) -> tuple[list[str], Path]:
+    """A comparison's arguments, but for where it goes, and the folder of its outcome."""
     base = [f"--base.{option[2:]}" if option.startswith("--") else option for option in TINY]
-    command = [
-        "compare", "small", str(chain / "latents"), str(out), *base, "--vary", "target=x,v", "seed=0,1",
+    arguments = [
+        *base, "--vary", "target=x,v", "seed=0,1",
         "--extractor", "pixels", "--sampling.num-images", "10", "--sampling.steps", "2",
     ]  # fmt: skip
-    assert main(command) == 0
+    assert main(["compare", "small", str(chain / "latents"), str(chain / "compared"), *arguments]) == 0
+    return arguments, chain / "compared"
+
+
+def test_a_comparison_trains_all_combinations_once(chain: Path, compared: tuple[list[str], Path]) -> None:
+    arguments, out = compared
     record = json.loads((out / "record.json").read_text())
-    runs = [part for part in record["parts"] if part["kind"] == "evaluate"]
-    assert [part["name"] for part in runs] == [f"{n}-1x32/1, seed {s}" for n in ("JLT", "DiT") for s in (0, 1)]
-    assert [part["settings"] for part in runs] == [{"seed": s, "target": t} for t in "xv" for s in (0, 1)]
+    columns = [part for part in record["parts"] if part["kind"] == "evaluate"]
+    assert [(part["name"], part["settings"]) for part in columns] == [
+        ("JLT-1x32/1", {"target": "x"}), ("DiT-1x32/1", {"target": "v"}),
+    ]  # fmt: skip
+    assert {part["values"]["parameters"]["count"] for part in columns} == {2}
     assert "target" not in record["settings"]
+    (runs,) = [part for part in record["parts"] if part["kind"] == "runs"]
+    assert [run["settings"] for run in runs["parts"]] == [{"seed": s, "target": t} for t in "xv" for s in (0, 1)]
+    (differences,) = [part for part in record["parts"] if part["kind"] == "differences"]
+    assert [part["name"] for part in differences["parts"]] == ["DiT-1x32/1 minus JLT-1x32/1"]
     weights = sorted((out / "runs").rglob("model.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
-    capsys.readouterr()
-    assert main(command) == 0
+    assert main(["compare", "small", str(chain / "latents"), str(out), *arguments]) == 0
     assert [path.stat().st_mtime_ns for path in weights] == before
     again = json.loads((out / "record.json").read_text())
     assert timeless(again) == timeless(record)  # the times of training and sampling included: nothing was made twice
+
+
+def test_shares_of_a_comparison_end_in_the_record_of_the_whole(
+    chain: Path, compared: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, whole = compared
+    command = ["compare", "small", str(chain / "latents"), str(tmp_path), *arguments]
+    assert main([*command, "--share", "2/3"]) == 0
+    assert "1 of 4 runs are done" in capsys.readouterr().out
+    assert not (tmp_path / "record.json").exists()
+    assert main([*command, "--share", "1/3"]) == 0
+    assert main([*command, "--share", "3/3"]) == 0
+    made, expected = (json.loads((out / "record.json").read_text()) for out in (tmp_path, whole))
+    assert without_times(made) == without_times(expected)
+
+
+def test_a_comparison_of_another_base_is_refused_with_what_differs(
+    chain: Path, compared: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, out = compared
+    changed = [*arguments, "--base.learning-rate", "0.5"]
+    assert main(["compare", "small", str(chain / "latents"), str(out), *changed]) == 2
+    assert "comparison made with other settings: base" in capsys.readouterr().err
+
+
+def test_representations_are_compared_on_the_same_images_only(
+    chain: Path, photos: Path, tmp_path: Path, compared: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [a for a in compared[0] if a not in ("target=x,v", "seed=0,1")]
+    encode = ["encode", str(photos), "--image-size", "32", "--stride", "8"]
+    assert main([*encode, str(tmp_path / "white"), "--num-held-out", "8", "--normalise", "channel"]) == 0
+    assert main([*encode, str(tmp_path / "fewer"), "--num-held-out", "4"]) == 0
+    vary = arguments.index("--vary") + 1
+    for other, code in (("white", 0), ("fewer", 2)):
+        factor = f"latents={chain / 'latents'},{tmp_path / other}"
+        whole = [*arguments[:vary], factor, *arguments[vary:]]
+        assert main(["compare", "small", str(chain / "latents"), str(tmp_path / f"to-{other}"), *whole]) == code
+    assert "hold latents of different images" in capsys.readouterr().err
+    record = json.loads((tmp_path / "to-white" / "record.json").read_text())
+    assert [part["settings"] for part in record["parts"][:2]] == [{"latents": "latents"}, {"latents": "white"}]
+    assert [part["name"] for part in record["parts"][-2:]] == ["Geometry of latents", "Geometry of white"]
+
+
+@pytest.mark.slow
+def test_runs_on_two_devices_end_in_the_record_of_one_after_another(
+    chain: Path, compared: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    arguments, whole = compared
+    command = ["compare", "small", str(chain / "latents"), str(tmp_path), *arguments]
+    assert main([*command, "--devices", "cpu", "cpu"]) == 0
+    made, expected = (json.loads((out / "record.json").read_text()) for out in (tmp_path, whole))
+    assert without_times(made) == without_times(expected)
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ import tyro
 
 from jlt import files
 from jlt.evaluation import records
-from jlt.experiments.compare import compare
+from jlt.experiments.compare import LATENTS, compare
 from jlt.experiments.evaluate import Sampling
 from jlt.experiments.presets import PAPER, Preset
 from jlt.experiments.presets import PRESETS as PRESETS
@@ -31,6 +31,8 @@ def run(
     *,
     vary: tuple[str, ...] = ("target=x,v",),
     extractor: str = "efficientnet-lite0",
+    devices: tuple[str, ...] = ("cpu",),
+    share: str = "1/1",
 ) -> None:
     """Train, sample and measure runs that differ in declared settings and in nothing else; stopped, it goes on again.
 
@@ -41,16 +43,25 @@ def run(
         out: folder for runs, pictures and the record.
         config: settings that the runs share.
         sampling: how every run is sampled.
-        vary: settings in which runs differ, each as name=value,value; all combinations are run.
+        vary: settings in which runs differ, each as name=value,value; all combinations are run. latents=FOLDER,FOLDER
+            compares representations of the same images.
         extractor: features that distances are taken on: efficientnet-lite0, or pixels.
+        devices: where the runs are made, one at a time on each: cpu, or cuda:0 cuda:1 ...
+        share: K/N makes every N-th run only, from the K-th, as in a Slurm array; the last share to end writes the
+            record.
     """
-    record = compare(latents, out, config, variants(vary), sampling, extractor=extractor)
+    runs = variants(vary)
+    record = compare(latents, out, config, runs, sampling, extractor=extractor, devices=devices, share=share)
+    if not record.is_file():
+        done = len(list(out.glob("run-*.json")))
+        print(f"{done} of {len(runs)} runs are done; the record is written when all are")
+        return
     print(f"{text_table(records.read(record))}\n\n{record}")
 
 
 def variants(vary: Sequence[str]) -> list[dict[str, Any]]:
     """Turn name=value,value texts into the settings of each run: all combinations."""
-    hints, factors = typing.get_type_hints(TrainConfig), []
+    hints, factors = typing.get_type_hints(TrainConfig) | {LATENTS: str}, []
     for text in vary:
         name, equals, values = text.partition("=")
         if not equals or not values:

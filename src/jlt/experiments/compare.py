@@ -1,14 +1,23 @@
 """The matched comparison: runs that differ in declared settings and in nothing else.
 
-Each run is trained (or resumed), sampled and measured in the same way: the same latents, data order, noise, times,
-initial weights where the architecture is the same, averages, solver, guidance, and noise of image i. What a variant
-does not declare is the base's, by construction. The outcome is one record with a part for each run.
+Each run is trained (or resumed), sampled and measured in the same way: data order, noise, times, initial weights where
+the architecture is the same, averages, solver, guidance, and noise of image i. What a variant does not declare is the
+base's, by construction; runs that were begun with other settings are refused with the list. Latents may differ, too,
+where they are declared: then they must be of the same images.
 
-    OUT/record.json, OUT/samples-<run>.png, OUT/real.png, OUT/runs/<run>/ (jlt.training.loop) with
-    samples/ (jlt.sampling.storage)
+    OUT/run-<name>.json             the record of one run, written when it is measured: it is never made again
+    OUT/samples-<name>.png          its images
+    OUT/runs/<name>/                the run (jlt.training.loop), with samples/ (jlt.sampling.storage)
+    OUT/runs/comparison.json        what is compared
+    OUT/record.json, OUT/real.png   the outcome, once all runs are there
+
+With several seeds a column of the outcome is the mean and standard deviation over them, and a section gives the paired
+differences, seed by seed, from the first column, with 95 % intervals (Student's t).
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +27,49 @@ import numpy as np
 from jlt import files
 from jlt.data import open_latents
 from jlt.evaluation import records
-from jlt.evaluation.records import Figure, Record
-from jlt.experiments.evaluate import Sampling, json_ready, measure_run, prepare_judge, save_grid
+from jlt.evaluation.records import Figure, Record, Value
+from jlt.experiments import placement
+from jlt.experiments.evaluate import Judge, Sampling, json_ready, measure_run, prepare_judge, save_grid
 from jlt.experiments.geometry import measure_geometry
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.held_out import BINS
+
+LATENTS = "latents"  # the one factor that is no setting of the training
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is compared: the arguments of `compare` that every run needs."""
+
+    latents: Path
+    out: Path
+    base: TrainConfig
+    variants: tuple[Mapping[str, Any], ...]
+    sampling: Sampling
+    extractor: str
+
+    @property
+    def factors(self) -> list[str]:
+        """The names of the settings in which runs differ."""
+        return sorted({name for variant in self.variants for name in variant})
+
+    def config(self, variant: Mapping[str, Any]) -> TrainConfig:
+        """Return the recipe of one run."""
+        return dataclasses.replace(self.base, **{k: v for k, v in variant.items() if k != LATENTS})
+
+    def data(self, variant: Mapping[str, Any]) -> Path:
+        """Return the latents of one run."""
+        return Path(variant.get(LATENTS, self.latents))
+
+    def settings(self, variant: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the declared settings of one run, those that it leaves to the base included."""
+        whole = {LATENTS: self.data(variant).name, **dataclasses.asdict(self.config(variant))}
+        return {name: whole[name] for name in self.factors}
+
+    def name(self, variant: Mapping[str, Any]) -> str:
+        """Return a run's name: its declared settings."""
+        values = self.settings(variant)
+        return "-".join(str(value) for value in values.values())
 
 
 def compare(
@@ -35,58 +82,197 @@ def compare(
     extractor: str = "efficientnet-lite0",
     kind: str = "compare",
     title: str = "Matched comparison",
+    devices: Sequence[str] = ("cpu",),
+    share: str = "1/1",
 ) -> Path:
     """Train, sample and measure a run for each variant of the base; return the record's path.
 
+    The record is there once all runs are: after a share of them others may still be missing.
+
     Args:
         latents: folder made by `jlt encode` with a held-out split.
-        out: folder for runs, pictures and record; finished steps found there are not done again.
+        out: folder for runs, pictures and record; what is finished there is not done again.
         base: the settings that runs share.
-        variants: for each run, the settings in which it differs from the base.
+        variants: for each run, the settings in which it differs from the base; `latents` is a folder of others.
         sampling: how each run is sampled.
         extractor: a key of EXTRACTORS.
         kind: kind of the record.
         title: name of the record.
+        devices: where runs are made, one at a time on each.
+        share: "K/N" makes every N-th run only, from the K-th.
     """
-    factors = sorted({name for variant in variants for name in variant})
-    unknown = [name for name in factors if name not in TrainConfig.__dataclass_fields__]
+    comparison = Comparison(latents, out, base, tuple(variants), sampling, extractor)
+    check(comparison)
+    described = {"factors": comparison.factors, "runs": [comparison.settings(v) for v in variants]}
+    described |= {"base": dataclasses.asdict(base), "sampling": dataclasses.asdict(sampling), "extractor": extractor}
+    files.claim(out / "runs", "comparison.json", described, "a comparison")
+    missing = [v for v in placement.share(variants, share) if not record_path(comparison, v).is_file()]
+    placement.spread(functools.partial(make_run, comparison), missing, devices, out / "runs")
+    if all(record_path(comparison, variant).is_file() for variant in variants):
+        conclude(comparison, kind, title)
+    return out / "record.json"
+
+
+def check(comparison: Comparison) -> None:
+    """Raise a ValueError for factors that are none, runs that are the same, and latents of other images."""
+    known = [*TrainConfig.__dataclass_fields__, LATENTS]
+    unknown = [name for name in comparison.factors if name not in known]
     if unknown:
-        raise ValueError(f"unknown setting {unknown[0]!r}{files.nearest(unknown[0], TrainConfig.__dataclass_fields__)}")
-    if not factors:
+        raise ValueError(f"unknown setting {unknown[0]!r}{files.nearest(unknown[0], known)}")
+    if not comparison.factors:
         raise ValueError("a comparison needs at least 1 setting in which its runs differ, got 0")
-    configs = [dataclasses.replace(base, **variant) for variant in variants]
+    names = [comparison.name(variant) for variant in comparison.variants]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{names.count(twice[0])} runs are {twice[0]}, each combination of settings is one run")
+    seen: dict[str, Path] = {}
+    for folder in dict.fromkeys(comparison.data(variant) for variant in comparison.variants):
+        sources = [open_latents(folder, split).manifest.source for split in ("train", "held-out")]
+        seen.setdefault("-".join(f"{source['source_fingerprint']} {source['images']}" for source in sources), folder)
+    if len(seen) > 1:
+        first, second, *_ = seen.values()
+        raise ValueError(f"{first} and {second} hold latents of different images, a comparison takes the same ones")
+
+
+def record_path(comparison: Comparison, variant: Mapping[str, Any]) -> Path:
+    return comparison.out / f"run-{comparison.name(variant)}.json"
+
+
+@functools.lru_cache(maxsize=1)
+def judge_of(latents: Path, num_images: int, extractor: str) -> Judge:
+    return prepare_judge(latents, num_images, extractor)
+
+
+def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) -> None:
+    """Train, sample and measure one run, and write its record."""
+    name, folder, sampling = comparison.name(variant), comparison.data(variant), comparison.sampling
+    run = comparison.out / "runs" / name
+    train(comparison.config(variant), folder, run, device=device)
+    judge = judge_of(comparison.latents, sampling.num_images, comparison.extractor)
+    picture = comparison.out / f"samples-{name}.png"
+    settings = comparison.settings(variant)
+    part = measure_run(run, open_latents(folder), sampling, judge, settings, picture, run / "samples", device)
+    lines = read_metrics(run)
+    held_out = [line["held_out"] for line in lines if "held_out" in line]
+    curve = smoothed([line["loss"] for line in lines if line.get("loss") is not None])
+    figures = loss_figures({part.name: curve}, {part.name: held_out[-1]} if held_out else {})
+    records.write(dataclasses.replace(part, figures=figures), record_path(comparison, variant))
+
+
+def conclude(comparison: Comparison, kind: str, title: str) -> None:
+    """Write the outcome of the runs, all of which have their record."""
+    latents, out, sampling = comparison.latents, comparison.out, comparison.sampling
     data = open_latents(latents)
-    judge = prepare_judge(latents, sampling.num_images, extractor)
-
-    parts: list[Record] = []
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    by_time: dict[str, dict[str, list[float]]] = {}
-    for config in configs:
-        run = out / "runs" / "-".join(str(getattr(config, name)) for name in factors)
-        train(config, latents, run)
-        differing = {name: getattr(config, name) for name in factors}
-        part = measure_run(run, data, sampling, judge, differing, out / f"samples-{run.name}.png", run / "samples")
-        parts.append(part)
-        lines = read_metrics(run)
-        curves[part.name] = smoothed([line["loss"] for line in lines if line.get("loss") is not None])
-        if held_out_lines := [line["held_out"] for line in lines if "held_out" in line]:
-            by_time[part.name] = held_out_lines[-1]
-
-    shared = {name: value for name, value in dataclasses.asdict(base).items() if name not in factors}
+    judge = judge_of(latents, sampling.num_images, comparison.extractor)
+    runs = [records.read(record_path(comparison, variant)) for variant in comparison.variants]
+    factors = comparison.factors
+    shared = {name: value for name, value in dataclasses.asdict(comparison.base).items() if name not in factors}
     shared |= {"sampling": dataclasses.asdict(sampling), "training images": len(data)} | judge.settings()
     save_grid(out / "real.png", judge.images, judge.labels, data)
+    groups = over_seeds(runs)
+    columns = [mean_over_seeds(group) for group in groups]
+    sections: list[Record] = []
+    if len(groups) < len(runs):
+        plain = tuple(dataclasses.replace(run, figures={}, pictures={}) for run in runs)
+        sections = [paired_differences(groups), Record("runs", "Each run", {}, {}, parts=plain)]
+    geometries = [
+        measure_geometry(open_latents(folder), comparison.base.patch_size, name=f"Geometry of {label}")
+        for folder, label in latents_of(comparison).items()
+    ]
     record = Record(
         kind=kind,
         name=title,
         values={},
         settings=json_ready(shared),
         fingerprints=judge.fingerprints(data),
-        figures=loss_figures(curves, by_time),
+        figures=mean_figures(groups),
         pictures={"Real held-out images": "real.png"},
-        parts=(*parts, judge.real_part, measure_geometry(data, base.patch_size, name="Geometry of the latents")),
+        parts=(*columns, judge.real_part, *(section for section in sections if section.parts), *geometries),
     )
     records.write(record, out / "record.json")
-    return out / "record.json"
+
+
+def latents_of(comparison: Comparison) -> dict[Path, str]:
+    """Return the folders of latents, and what each is called."""
+    folders = list(dict.fromkeys(comparison.data(variant) for variant in comparison.variants))
+    return {folder: "the latents" if len(folders) == 1 else folder.name for folder in folders}
+
+
+def over_seeds(runs: Sequence[Record]) -> list[list[Record]]:
+    """Group runs that differ in their seed alone, by rising seed."""
+    groups: dict[str, list[Record]] = {}
+    for run in sorted(runs, key=lambda run: run.settings.get("seed", 0)):
+        groups.setdefault(without_seed(run), []).append(run)
+    order = [without_seed(run) for run in runs]
+    return sorted(groups.values(), key=lambda group: order.index(without_seed(group[0])))
+
+
+def without_seed(run: Record) -> str:
+    return ", ".join(f"{name} {value}" for name, value in run.settings.items() if name != "seed")
+
+
+def mean_over_seeds(group: Sequence[Record]) -> Record:
+    """Return mean and standard deviation over a group's seeds; a count that is the same in all has no spread."""
+    first = dataclasses.replace(group[0], figures={})
+    if len(group) == 1:
+        return first
+    values = {}
+    for name, value in first.values.items():
+        each = [run.values[name].value for run in group]
+        same = Value(value.value, None, len(each), value.unit)
+        values[name] = same if len(set(each)) == 1 else records.mean_and_spread(each, value.unit)
+    settings = {name: value for name, value in first.settings.items() if name != "seed"}
+    return dataclasses.replace(first, name=seedless(first), values=values, settings=settings, fingerprints={})
+
+
+def seedless(run: Record) -> str:
+    return run.name.replace(f", seed {run.settings.get('seed')}", "")
+
+
+def paired_differences(groups: Sequence[Sequence[Record]]) -> Record:
+    """Return each later group's differences from the first, seed by seed: mean, spread, and the 95 % interval.
+
+    A group that has fewer than two seeds in common with the first is left out.
+    """
+    base = {run.settings.get("seed"): run for run in groups[0]}
+    parts = []
+    for group in groups[1:]:
+        pairs = [(run, base[seed]) for run in group if (seed := run.settings.get("seed")) in base]
+        values = {}
+        for name, value in pairs[0][0].values.items() if len(pairs) > 1 else ():
+            each = [run.values[name].value - other.values[name].value for run, other in pairs if name in other.values]
+            if len(each) == len(pairs) and len(set(each)) > 1:
+                low, high = interval(each)
+                values[f"difference in {name}"] = records.mean_and_spread(each, value.unit)
+                values[f"difference in {name}, 95 % from"] = Value(low, None, len(each), value.unit)
+                values[f"difference in {name}, 95 % to"] = Value(high, None, len(each), value.unit)
+        if values:
+            settings = mean_over_seeds(group).settings
+            parts.append(Record("difference", f"{seedless(group[0])} minus {seedless(groups[0][0])}", values, settings))
+    return Record("differences", "Paired differences", {}, {}, parts=tuple(parts))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of normal values, by Student's t."""
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise ValueError("confidence intervals need the package scipy: pip install 'jlt[evaluation]'") from None
+    mean = records.mean_and_spread(values)
+    assert mean.spread is not None
+    half = float(t.ppf(0.975, len(values) - 1)) * mean.spread / math.sqrt(len(values))
+    return mean.value - half, mean.value + half
+
+
+def mean_figures(groups: Sequence[Sequence[Record]]) -> dict[str, Figure]:
+    """Return each figure of the runs once, with a line for each group: the mean over its seeds."""
+    figures: dict[str, Figure] = {}
+    for group in groups:
+        for name, figure in group[0].figures.items():
+            lines = [line for run in group for line in run.figures[name].lines.values()]
+            mean = np.mean([y for _, y in lines], axis=0).tolist()
+            earlier = figures[name].lines if name in figures else {}
+            figures[name] = dataclasses.replace(figure, lines={**earlier, seedless(group[0]): (lines[0][0], mean)})
+    return figures
 
 
 def smoothed(losses: Sequence[float], points: int = 100) -> tuple[list[float], list[float]]:

@@ -151,9 +151,10 @@ def measure_run(
     settings: Mapping[str, Any],
     picture: Path,
     storage: Path,
+    device: str = "cpu",
 ) -> Record:
     """Sample a trained run, draw a grid of its images, and measure them."""
-    generator = load(run, sampling.weights)
+    generator = load(run, sampling.weights, device)
     check_fit(generator.header, data)
     # the model's name tells target, size and patch size; other settings that runs differ in are appended
     told = {"target", "size", "patch_size"}

@@ -1,0 +1,98 @@
+"""The comparison's statistics, and where its runs are made."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from jlt.evaluation.records import Figure, Record, Value
+from jlt.experiments import placement
+from jlt.experiments.compare import interval, mean_figures, mean_over_seeds, over_seeds, paired_differences
+
+SCORES = {"x": [48.0, 51.0, 50.0], "v": [80.0, 86.0, 81.0]}
+
+
+def run(target: str, seed: int, score: float) -> Record:
+    curve = Figure("Loss.", "step", "loss", {f"{target}{seed}": ([1, 2], [score, score + 2])})
+    values = {"FD (pixels)": Value(score, spread=9.0), "evaluations": Value(99)}
+    return Record(
+        "evaluate", f"{target}, seed {seed}", values, {"seed": seed, "target": target}, figures={"loss": curve}
+    )
+
+
+RUNS = [run(target, seed, score) for target, scores in SCORES.items() for seed, score in enumerate(scores)]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_column_with_mean_and_deviation() -> None:
+    x, v = map(mean_over_seeds, over_seeds(RUNS))
+    assert (x.name, x.settings) == ("x", {"target": "x"})
+    assert (v.name, v.settings) == ("v", {"target": "v"})
+    distance = x.values["FD (pixels)"]
+    assert (distance.value, distance.count) == (pytest.approx(149 / 3), 3)
+    assert distance.spread == pytest.approx(stats.tstd(SCORES["x"]))
+    assert x.values["evaluations"] == Value(99, None, 3)  # the same in all: no spread to state
+
+
+def test_paired_differences_are_those_of_the_paired_t_test() -> None:
+    (part,) = paired_differences(over_seeds(RUNS)).parts
+    expected = stats.ttest_rel(SCORES["v"], SCORES["x"]).confidence_interval(0.95)
+    values = part.values
+    assert part.name == "v minus x"
+    assert values["difference in FD (pixels)"].value == pytest.approx(98 / 3)
+    assert values["difference in FD (pixels), 95 % from"].value == pytest.approx(expected.low)
+    assert values["difference in FD (pixels), 95 % to"].value == pytest.approx(expected.high)
+    assert not any("evaluations" in name for name in values)  # equal in every pair
+
+
+def test_pairs_are_of_one_seed_whatever_the_order_of_the_runs() -> None:
+    assert paired_differences(over_seeds(RUNS)) == paired_differences(over_seeds([*RUNS[:3][::-1], *RUNS[3:]]))
+
+
+def test_one_common_seed_gives_no_difference() -> None:
+    assert paired_differences(over_seeds([RUNS[0], RUNS[1], RUNS[3]])).parts == ()
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9).filter(lambda v: max(v) - min(v) > 1e-3))
+def test_the_interval_is_scipys(values: list[float]) -> None:
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-9)
+
+
+def test_a_column_draws_the_mean_of_its_seeds_curves() -> None:
+    figure = mean_figures(over_seeds(RUNS))["loss"]
+    assert figure.lines["x"] == ([1, 2], pytest.approx([149 / 3, 155 / 3]))
+    assert list(figure.lines) == ["x", "v"]
+
+
+@given(st.lists(st.integers()), st.integers(1, 9))
+def test_shares_hold_every_item_once(items: list[int], count: int) -> None:
+    shares = [placement.share(items, f"{k}/{count}") for k in range(1, count + 1)]
+    assert sorted(item for share in shares for item in share) == sorted(items)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0"])
+def test_a_share_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a share is K/N"):
+        placement.share([1, 2, 3], text)
+
+
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]])
+def test_every_item_is_made_on_its_device(devices: list[str], tmp_path: Path) -> None:
+    paths = [tmp_path / str(i) for i in range(4)]
+    placement.spread(Path.write_text, paths, devices, tmp_path / "logs")
+    assert [path.read_text() for path in paths] == ["cpu"] * 4
+    assert len(list(tmp_path.glob("logs/log-*"))) == (2 if len(devices) == 2 else 0)
+
+
+def test_the_first_failure_on_any_device_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        placement.spread(Path.write_text, [tmp_path / "a", tmp_path / "absent" / "b"], ["cpu", "cpu"], tmp_path)
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device 'nonsense' cannot be used here"):
+        placement.spread(Path.write_text, [tmp_path / "a"], ["cpu", "nonsense"], tmp_path)
+    assert not list(tmp_path.iterdir())
