@@ -88,6 +88,23 @@ def test_activations_are_what_autograd_keeps(dtype: str, options: dict[str, int]
     assert planned == pytest.approx(kept, rel=0.1)  # what surrounds the blocks, and a few numbers a head, are left out
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recomputed_blocks_keep_their_inputs_and_one_of_them_the_rest(dtype: str) -> None:
+    config = replace(PAPER, size="6x128x2", dtype=dtype)
+    shape = config.model((8, 8, 8), 5)
+    model, inputs = Transformer(shape), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, given: inputs.append(given[0].untyped_storage().nbytes()))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        model(torch.randn(2, *shape.shape), torch.rand(2), torch.zeros(2, dtype=torch.int64))
+    whole, saved = (memory_parts(config, shape, 0, 2, recompute)["activations"] for recompute in (False, True))
+    assert saved == sum(inputs) + whole / shape.depth
+    again = plan(config, Expected((8, 8, 8), 5, 10), recompute=True)
+    once = plan(config, Expected((8, 8, 8), 5, 10))
+    assert again.training_flop == once.training_flop  # what the model takes; the hours are those of the device
+    assert again.hours["A100"] / once.hours["A100"] == pytest.approx(4 / 3, rel=0.01)
+
+
 def kept_bytes(model: Transformer, config: TransformerConfig, dtype: str, images: int) -> int:
     """Count the bytes that a forward pass leaves for the backward pass, besides the weights."""
     storages: dict[int, Tensor] = {}

@@ -56,7 +56,14 @@ class Plan:
     estimates: tuple[str, ...] = ("memory_bytes", "memory_parts", "hours")
 
 
-def plan(config: TrainConfig, expected: Expected, *, micro_batch_size: int = 32, utilisation: float = 0.4) -> Plan:
+def plan(
+    config: TrainConfig,
+    expected: Expected,
+    *,
+    micro_batch_size: int = 32,
+    utilisation: float = 0.4,
+    recompute: bool = False,
+) -> Plan:
     """Work out what training `config` on such latents takes; nothing is allocated.
 
     Args:
@@ -64,6 +71,7 @@ def plan(config: TrainConfig, expected: Expected, *, micro_batch_size: int = 32,
         expected: shape, classes and number of the latents.
         micro_batch_size: images on a device at once.
         utilisation: share of the peak that a device reaches, in (0, 1].
+        recompute: the blocks are worked out again for the backward pass: less memory, a third more operations.
     """
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
@@ -75,8 +83,9 @@ def plan(config: TrainConfig, expected: Expected, *, micro_batch_size: int = 32,
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Transformer(model).parameters())
     channels, height, width = expected.shape
-    memory = memory_parts(config, model, parameters, micro_batch_size)
+    memory = memory_parts(config, model, parameters, micro_batch_size, recompute)
     total = training_flop(model) * config.batch_size * config.steps
+    made = total + (forward_flop(model) * config.batch_size * config.steps if recompute else 0)
     return Plan(
         name=model_name(config.target, model),
         parameters=parameters,
@@ -96,7 +105,7 @@ def plan(config: TrainConfig, expected: Expected, *, micro_batch_size: int = 32,
         memory_bytes=sum(memory.values()),
         memory_parts=memory,
         utilisation=utilisation,
-        hours={name: total / (peak * 1e12 * utilisation * 3600) for name, peak in ACCELERATORS.items()},
+        hours={name: made / (peak * 1e12 * utilisation * 3600) for name, peak in ACCELERATORS.items()},
     )
 
 
@@ -120,23 +129,28 @@ def training_flop(config: TransformerConfig) -> int:
     return 3 * forward_flop(config) - 2 * (first + TIME_FREQUENCIES * config.hidden_size)
 
 
-def memory_parts(config: TrainConfig, model: TransformerConfig, parameters: int, images: int) -> dict[str, int]:
-    """Estimate the bytes on a device by part, with nothing sharded and no activation computed twice.
+def memory_parts(
+    config: TrainConfig, model: TransformerConfig, parameters: int, images: int, recompute: bool = False
+) -> dict[str, int]:
+    """Estimate the bytes on a device by part, with nothing sharded.
 
     Activations are what the blocks keep for the backward pass, in bytes a token: 48 D + 8 W in bfloat16, 72 D + 16 W
-    in float32, D being the hidden size and W the MLP's width. Not counted: what is held for a moment only.
+    in float32, D being the hidden size and W the MLP's width. Blocks that are worked out again keep their inputs, 2 D
+    or 4 D a token, and one of them the rest. Not counted: what is held for a moment only.
     """
     d, w, half = model.hidden_size, model.mlp_width, config.dtype == "bfloat16"
     token_blocks = model.tokens * model.depth
     if model.in_context_tokens:
         token_blocks += model.in_context_tokens * (model.depth - model.in_context_start)
+    a_block = model.tokens + model.in_context_tokens if recompute else token_blocks  # tokens with all they need
+    inputs = (2 if half else 4) * d * token_blocks if recompute else 0
     return {
         "parameters": 4 * parameters,
         "gradients": 4 * parameters,
         "moments": 8 * parameters,
         "averages": 4 * parameters * len(config.ema_decays),
         "bfloat16 weights": 2 * parameters if half else 0,
-        "activations": images * token_blocks * (48 * d + 8 * w if half else 72 * d + 16 * w),
+        "activations": images * (inputs + a_block * (48 * d + 8 * w if half else 72 * d + 16 * w)),
     }
 
 

@@ -124,6 +124,34 @@ PRESETS = {
         OWN, {"size": "Ti"}, "ours: a few thousand images of 64 px, one GPU or a patient CPU; not measured yet",
         expected=Expected((48, 16, 16), num_classes=10, num_images=5000),
     ),
+    "photos": Preset(
+        OWN,
+        {
+            "learning_rate": 2e-4, "steps": 40_000, "warmup_steps": 1000, "dropout": 0.1, "flip": True,
+            "dtype": "bfloat16", "keep_every": 5000,
+        },
+        "ours: 5,000 photographs of 256 px as FLUX.2 latents, a GPU of 24 GB; a starting point, not measured yet",
+        expected=Expected(num_classes=0, num_images=5000),
+    ),
+    "photos-8gb": Preset(
+        OWN,
+        {
+            "size": "S", "learning_rate": 3e-4, "steps": 40_000, "warmup_steps": 1000, "dropout": 0.1, "flip": True,
+            "dtype": "bfloat16", "keep_every": 5000,
+        },
+        "ours: the same for a GPU of 8 GB; a starting point, not measured yet",
+        expected=Expected(num_classes=0, num_images=5000),
+    ),
+    "emoji": Preset(
+        OWN,
+        {
+            "loss_space": "x", "size": "4x128x4", "steps": 2500, "batch_size": 32, "learning_rate": 4e-3,
+            "warmup_steps": 150, "decay_steps": 1600, "ema_decays": (0.98,), "flip": True, "held_out_every": 250,
+            "save_every": 250, "keep_every": 500,
+        },
+        "ours: colour emoji of 64 px on a CPU, docs/own-pictures.md",
+        guidance=2.0, expected=Expected((192, 8, 8), num_classes=9, num_images=1690),
+    ),
     "digits": Preset(
         OWN,
         {
