@@ -60,6 +60,36 @@ def encoded(photos, tmp_path):
     return tmp_path / "latents"
 
 
+def test_images_encoded_as_other_latents_are_get_the_same_latents(encoded, photos, tmp_path):
+    for name in ("dog", "cat"):
+        encode(str(photos / name), tmp_path / name, image_size=8, representation=f"of:{encoded}", num_held_out=1)
+    whole = open_latents(encoded)
+    known = {bytes(latent.numpy()) for latent in whole.gather(torch.arange(len(whole)))}
+    for name in ("dog", "cat"):
+        part = open_latents(tmp_path / name)
+        assert part.manifest.affine == whole.manifest.affine
+        assert part.manifest.representation_fingerprint == whole.manifest.representation_fingerprint
+        assert sum(bytes(latent.numpy()) in known for latent in part.gather(torch.arange(len(part)))) >= 4
+    before = contents(tmp_path / "cat")
+    moved = encoded.rename(tmp_path / "moved")  # what is taken is known by what it is, not by where it lies
+    encode(str(photos / "cat"), tmp_path / "cat", image_size=8, representation=f"of:{moved}", num_held_out=1)
+    assert contents(tmp_path / "cat") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"normalise": "channel"}, "has its own normalisation, got normalise channel"),
+        ({"stride": 2}, "has its own stride and channels, got stride 2"),
+        ({"image_size": 6}, r"images are 6 x 6, of:.* has patches of 4"),
+    ],
+)
+def test_other_latents_representation_is_taken_whole(options, message, encoded, photos, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        encode(str(photos / "cat"), tmp_path / "out", representation=f"of:{encoded}", **{"image_size": 8} | options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_latents_are_the_representations_output_of_the_splits_images(encoded):
     representation = load_representation(encoded / "representation")
     for split, number in (("train", 10), ("held-out", 4)):

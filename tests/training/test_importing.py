@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 import jlt
-from jlt.data import Pixels, encode
+from jlt.data import Pixels, encode, open_latents
 from jlt.data.idx import Arrays
-from jlt.nn import checkpoint
+from jlt.nn import EMA, Transformer, checkpoint
 from jlt.sampling import SOLVERS, Field, classifier_free
 from jlt.sampling.field import Passes
 from jlt.sampling.grids import uniform_grid
 from jlt.training import TrainConfig, import_checkpoint, train
+from jlt.training.loop import adopt
+from jlt.training.step import make_optimizer
 
 LATENTS = Pixels(16)  # the reference vectors are of latents with 16 channels and no autoencoder
 
@@ -85,6 +87,38 @@ def test_a_run_starts_from_a_checkpoint_of_other_classes(golden: Path, tmp_path:
     with pytest.raises(ValueError, match=r"init is .* there and None here"):
         train(dataclasses.replace(config, steps=3), latents, tmp_path / "run")
     train(dataclasses.replace(config, steps=3), latents, tmp_path / "run", init=base)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 0), (3, 2)])
+def test_without_a_class_the_prediction_stays_that_of_the_base(before: int, after: int, tmp_path: Path) -> None:
+    config = TrainConfig(size="1x32x2", ema_decays=(0.9,))
+    base, model = (Transformer(config.model((4, 4, 4), classes), seed) for seed, classes in ((0, before), (1, after)))
+    with torch.no_grad():
+        for p in base.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.1)
+    optimizer = make_optimizer(base, config)
+    checkpoint.save(tmp_path / "base", base, EMA(base, (0.9,)), optimizer, {"step": 1})
+    adopt(model, checkpoint.read(tmp_path / "base"))
+    z, t = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.2, 0.7])
+    with torch.no_grad():
+        expected, found = (m(z, t, torch.full((2,), classes)) for m, classes in ((base, before), (model, after)))
+    torch.testing.assert_close(found, expected)  # to rounding: a sum in another order
+    assert expected.abs().max() > 0.01
+
+
+def test_weights_of_another_representation_are_no_start(tmp_path: Path, latents: Path) -> None:
+    source = open_latents(latents)
+    config = TrainConfig(size="1x32x4", patch_size=4, steps=1, batch_size=4, warmup_steps=0)
+    train(config, latents, tmp_path / "run")
+    images = np.random.default_rng(1).integers(0, 256, (20, 16, 8, 8), dtype=np.uint8)
+    other = Arrays("mnist", images, np.arange(20) % 2, ("d", "e"), "other")
+    encode(other, tmp_path / "scaled", representation="pixels", normalise="global")
+    with pytest.raises(ValueError, match=r"trained on latents of normalisation .* encode with --representation of:"):
+        train(config, tmp_path / "scaled", tmp_path / "tuned", init=tmp_path / "run")
+    assert not (tmp_path / "tuned").exists()
+    encode(other, tmp_path / "same", representation=f"of:{tmp_path / 'run'}")
+    assert open_latents(tmp_path / "same").manifest.affine == source.manifest.affine
+    train(config, tmp_path / "same", tmp_path / "tuned", init=tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_architecture_is_no_start(golden: Path, tmp_path: Path, latents: Path) -> None:

@@ -39,7 +39,8 @@ def run(
             the Hub; or mnist. Paths may be URLs such as s3://bucket/folder.
         out: folder for the latents; it must be new, empty, or of this very encoding.
         representation: patch-pca, fitted to the training images; pixels; flux2 or flux2-small-decoder, the FLUX.2
-            autoencoder; or autoencoder:FOLDER_OR_ID, any image autoencoder of diffusers.
+            autoencoder; autoencoder:FOLDER_OR_ID, any image autoencoder of diffusers; or of:FOLDER, the one of other
+            latents or of a run, with their normalisation (to fine-tune that run).
         image_size: side of the square crop (256 by default; digits are padded to 32).
         stride: side of a patch, 4 by default (patch-pca).
         channels: components kept (patch-pca), all by default.

@@ -15,6 +15,7 @@ end before the first of them. skipped.json names them by their index in the sour
 """
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections import defaultdict
@@ -34,7 +35,7 @@ from jlt.data.autoencoders import KNOWN, PREFIX, open_autoencoder
 from jlt.data.batches import cut, read_batches, read_ranges
 from jlt.data.images import BrokenImage, quiet
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
-from jlt.data.shards import MANIFEST, open_latents, read_manifest
+from jlt.data.shards import MANIFEST, Affine, open_latents, read_manifest
 from jlt.data.sources import Source, Subset, held_out_indices, open_source
 from jlt.data.writing import (
     fit_affine,
@@ -46,10 +47,12 @@ from jlt.data.writing import (
     write_manifest,
     write_shard,
 )
+from jlt.nn import checkpoint
 from jlt.processes import Processes, joined, open_device
 
 NORMALISATIONS = ("none", "global", "channel")
 OFFLINE = ("patch-pca", "pixels")  # made of the images themselves
+SAME = "of:"  # before a folder of latents or of a run, whose representation and normalisation are taken
 
 
 def encode(
@@ -76,7 +79,8 @@ def encode(
     Args:
         source: a spec such as "mnist" or "folder:photos" (jlt.data.sources).
         out: the folder; an unfinished encoding in it is continued, a finished one mended where shards are damaged.
-        representation: patch-pca, fitted to the training images; pixels; or an autoencoder (jlt.data.autoencoders):
+        representation: patch-pca, fitted to the training images; pixels; of:FOLDER, that of other latents or of a run,
+            with their normalisation (fine-tuning); or an autoencoder (jlt.data.autoencoders):
             flux2, flux2-small-decoder, autoencoder:FOLDER_OR_ID.
         image_size: side of the square crop (photographs: 256 by default).
         stride: side of a patch, 4 by default (patch-pca).
@@ -96,8 +100,14 @@ def encode(
         announce: called with one line that estimates time and disk before the work starts.
     """
     learned = representation in KNOWN or representation.startswith(PREFIX)
-    if not learned:
-        files.choose("representation", representation, dict.fromkeys((*OFFLINE, *KNOWN, f"{PREFIX}FOLDER_OR_ID")))
+    given: tuple[Path, Affine] | None = None
+    if representation.startswith(SAME):
+        given = find_representation(Path(representation.removeprefix(SAME)))
+        if normalise is not None:
+            raise ValueError(f"{representation} has its own normalisation, got normalise {normalise}")
+    elif not learned:
+        options = (*OFFLINE, *KNOWN, f"{PREFIX}FOLDER_OR_ID", f"{SAME}LATENTS_OR_RUN")
+        files.choose("representation", representation, dict.fromkeys(options))
         if dtype != "float32":
             raise ValueError(f"dtype is that of an autoencoder's weights, {representation} is not one, got {dtype}")
     if normalise is not None:
@@ -125,7 +135,7 @@ def encode(
             return opened
 
         opened = processes.first(look) or look()
-        settings = {
+        settings: dict[str, Any] = {
             "source": opened.spec,
             "source_fingerprint": opened.fingerprint,
             "image_shape": list(opened.image_shape),
@@ -139,6 +149,10 @@ def encode(
             "skip_broken": skip_broken,
             "upscale": upscale,
         } | ({"dtype": dtype, "batch_size": batch_size} if learned else {})
+        if given:
+            check_images(load_representation(given[0]), opened, representation)
+            settings["representation"] = f"{SAME}{load_representation(given[0]).fingerprint}"  # wherever it lies
+            settings["normalise"] = dataclasses.asdict(given[1])
         existed = out.exists()
         # the fingerprint tells sources apart, wherever they lie; and skipping may begin at any time, but not end
         free = ("source", "skip_broken") if skip_broken else ("source",)
@@ -147,7 +161,7 @@ def encode(
         lock = files.locked(out / "encoding.json") if processes.rank == 0 else contextlib.nullcontext()
         with lock:
             try:
-                fill(out, opened, settings, batch_size, where, processes, announce)
+                fill(out, opened, settings, batch_size, where, processes, announce, given)
             except ValueError as error:  # bad input, met by another setting or another source: what is there is no use
                 if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
                     raise
@@ -166,6 +180,7 @@ def fill(
     where: torch.device,
     processes: Processes,
     announce: Callable[[str], None] | None,
+    given: tuple[Path, Affine] | None,
 ) -> None:
     """Write what is missing of the encoding that `settings` describe."""
 
@@ -175,6 +190,8 @@ def fill(
         parts = split_indices(opened, settings, out)
         if not parts["train"]:
             raise ValueError(f"{opened.spec} leaves 0 of {len(opened)} images to train on")
+        if given and not (out / "representation" / "representation.json").is_file():
+            load_representation(given[0]).save(out / "representation")
         make_representation(out / "representation", Subset(opened, parts["train"]), settings, batch_size)
         return parts
 
@@ -212,7 +229,10 @@ def fill(
         written = {split: read_summaries(out / split, count) for split, count in counts.items()}
         kind = settings["normalise"] or encoder.normalisation
         mean, variance = moments(written["train"], shape[1] * shape[2])
-        affine = identity(encoder.channels) if kind == "none" else fit_affine(mean, variance, kind)
+        if given:
+            affine = given[1]
+        else:
+            affine = identity(encoder.channels) if kind == "none" else fit_affine(mean, variance, kind)
         for split, summaries in written.items():
             if not (out / split / MANIFEST).is_file():
                 source = {key: settings[key] for key in ("source", "source_fingerprint", "image_shape")}
@@ -266,6 +286,24 @@ def why_broken(source: Source, index: int) -> str | None:
     except BrokenImage as error:
         return str(error)
     return None
+
+
+def find_representation(folder: Path) -> tuple[Path, Affine]:
+    """Return where the representation of latents or of a run lies, and its normalisation."""
+    if (folder / "encoding.json").is_file():
+        return folder / "representation", open_latents(folder).manifest.affine
+    opened = checkpoint.read(folder)
+    stated = opened.header["latents"]["affine"]
+    return opened.folder / "representation", Affine(tuple(stated["shift"]), tuple(stated["scale"]))
+
+
+def check_images(representation: Representation, images: Source, named: str) -> None:
+    """Raise a ValueError for images that a representation was not made for."""
+    channels, height, width = images.image_shape
+    if channels != representation.image_channels:
+        raise ValueError(f"images have {channels} channels, {named} takes {representation.image_channels}")
+    if height % representation.stride or width % representation.stride:
+        raise ValueError(f"images are {height} x {width}, {named} has patches of {representation.stride}")
 
 
 def make_representation(folder: Path, training: Source, settings: dict[str, Any], batch_size: int) -> None:

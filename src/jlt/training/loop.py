@@ -104,6 +104,8 @@ def train(
             if config.flip and not data.manifest.mirrored:
                 raise ValueError(f"flip is on, but {latents} holds no mirrored latents; encode with --mirrored")
             base = checkpoint.read(init) if init else None
+            if base is not None:
+                check_base(base, data)
             return data, held_out, base, describe(config, data, base)
 
         position, micro_batches = share(config.batch_size, micro_batch_size, processes)
@@ -277,17 +279,42 @@ def start(
     return state
 
 
+def check_base(base: Checkpoint, data: Latents) -> None:
+    """Raise a ValueError if weights to start from were trained on latents of another representation or scale."""
+    theirs = base.header.get("latents", {})
+    own = {"representation_fingerprint": data.manifest.representation_fingerprint}
+    own["affine"] = json.loads(json.dumps(dataclasses.asdict(data.manifest.affine)))
+    for name, value in own.items():
+        if name in theirs and theirs[name] != value:
+            what = name.removesuffix("_fingerprint").replace("affine", "normalisation")
+            raise ValueError(
+                f"{base.folder} was trained on latents of {what} {theirs[name]!s:.40}, "
+                f"{data.folder} has {value!s:.40}; encode with --representation of:{base.folder}"
+            )
+
+
 def starting_weights(base: Checkpoint) -> str:
     return base.resolve("ema" if base.decays else "model")
 
 
 def adopt(model: Transformer, base: Checkpoint) -> None:
-    """Start from a checkpoint's first average; of another set of classes it gives the row that means no class."""
+    """Start from a checkpoint's first average.
+
+    Of another set of classes it gives the row that means no class, which an unconditional network has in the bias of
+    its time embedding, and which is none at all where the base had no classes: without a class the base's prediction
+    stays what it was.
+    """
     state = base.tensors(starting_weights(base))
-    if model.label is not None and "label.weight" in state:
-        own, theirs = model.label.weight.detach(), state["label.weight"]
-        if len(own) != len(theirs) and own.shape[1:] == theirs.shape[1:]:
-            state["label.weight"] = torch.cat([own[:-1], theirs[-1:]])
+    theirs = state.pop("label.weight", None)
+    if model.label is not None:
+        own = model.label.weight.detach()
+        if theirs is None:
+            state["label.weight"] = torch.cat([own[:-1], torch.zeros_like(own[-1:])])
+        else:
+            fresh = len(own) != len(theirs) and own.shape[1:] == theirs.shape[1:]
+            state["label.weight"] = torch.cat([own[:-1], theirs[-1:]]) if fresh else theirs
+    elif theirs is not None:
+        state["time.out.bias"] = state["time.out.bias"] + theirs[-1]
     checkpoint.load_weights(model, state, base.folder)
 
 
