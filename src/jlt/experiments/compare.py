@@ -83,7 +83,12 @@ def compare(
         fingerprints=judge.fingerprints(data),
         figures=loss_figures(curves, by_time),
         pictures={"Real held-out images": "real.png"},
-        parts=(*parts, judge.real_part, measure_geometry(data, base.patch_size, name="Geometry of the latents")),
+        parts=(
+            *parts,
+            judge.real_part,
+            judge.ceiling_part,
+            measure_geometry(data, base.patch_size, name="Geometry of the latents"),
+        ),
     )
     records.write(record, out / "record.json")
     return out / "record.json"
