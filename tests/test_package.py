@@ -24,6 +24,7 @@ OPTIONAL = {
     "fsspec",
     "huggingface_hub",
     "pyarrow",
+    "transformers",
 }
 
 

@@ -139,9 +139,9 @@ def claim(folder: Path, name: str, settings: Mapping[str, Any], what: str, free:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a folder for {what} is wanted")
-    path = folder / name
+    path, others = folder / name, names(folder)  # looked at first: another process may begin here, too
     if not path.is_file():
-        if names(folder):
+        if others:
             raise ValueError(f"{folder} is not empty and holds no {name}; {what} go into a folder of their own")
         write_json(path, settings)
         return True

@@ -177,7 +177,8 @@ def test_what_cannot_be_compared_is_one_line(run: Path, real: Path, tmp_path: Pa
     images = str(real.parent / "images.npz")
     for arguments, message in [
         ([str(run)], "neither was given"),
-        ([str(run), "latents", "--reference", str(real)], "both were given"),
+        ([str(run), "--reference", str(real), "--seeds", "1", "1"], "seeds must differ, got 1, 1"),
+        ([images, "--reference", str(real), "--out", "o", "--seeds", "0", "1"], "has neither latents nor seeds"),
         ([images, "--reference", str(real)], "is no run; say with --out where its record goes"),
         ([images, "--reference", str(tmp_path / "absent.npz"), "--out", "o"], "jlt reference makes them"),
         (

@@ -28,6 +28,7 @@ COMMANDS = {
     "interpolate": "draw the images between those of two noises",
     "evaluate": "measure a run's images, or others, against real ones",
     "reference": "make the statistics of real images that evaluate compares with",
+    "sweep": "find a run's best guidance, average and solver, with a heat map",
     "geometry": "measure the latents' spectrum, and what each prediction target makes of it",
     "compare": "train and measure runs that differ in declared settings and in nothing else",
     "report": "write a page from a record",

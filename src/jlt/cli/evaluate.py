@@ -16,6 +16,7 @@ def run(
     latents: Annotated[Path | None, tyro.conf.Positional] = None,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008
     *,
+    seeds: tuple[int, ...] = (),
     reference: Path | None = None,
     extractor: str = "efficientnet-lite0",
     image_size: int | None = None,
@@ -27,8 +28,9 @@ def run(
 
     With LATENTS, against the held-out images of the data a run was trained on, beside real training images measured in
     the same way. With --reference, against statistics that jlt reference made or that others published: FID, sFID, IS,
-    KID, precision, recall, density and coverage on extractor inception; docs/evaluation.md is the protocol. On several
-    GPUs: torchrun --nproc-per-node 8 -m jlt evaluate ... --device cuda
+    KID, precision, recall, density and coverage on extractor inception; docs/evaluation.md is the protocol. With both,
+    the held-out images of LATENTS, encoded and decoded, are measured against the reference, too. On several GPUs:
+    torchrun --nproc-per-node 8 -m jlt evaluate ... --device cuda
 
     Writes a record and a grid of the images; `jlt report` makes a page of them.
 
@@ -37,26 +39,26 @@ def run(
             tar:PATH, FILE.npz, or another source of jlt encode.
         latents: the folder of latents it was trained on, with a held-out split; its source gives the real images.
         sampling: how images are made.
+        seeds: several seeds, in place of --seed: each value is then mean and standard deviation over them.
         reference: statistics of real images, a .npz file.
-        extractor: features that images are compared on: efficientnet-lite0, pixels, inception, or inception:PATH of its
-            weights.
+        extractor: features that images are compared on: efficientnet-lite0, pixels, inception, inception:PATH of its
+            weights, or dinov2:FOLDER.
         image_size: side of the centre crop of photographs, for images that are no run's; by default 256.
         device: where networks run, such as cuda; with --reference.
         out: folder for the record and the picture; by default `evaluation` in the run folder.
         json: print the record as JSON.
     """
-    if (latents is None) == (reference is None):
-        given = "neither was given" if latents is None else f"both were given, {latents} and {reference}"
-        raise ValueError(f"evaluate compares with the held-out images of LATENTS or with --reference; {given}")
+    if latents is None and reference is None:
+        raise ValueError("evaluate compares with the held-out images of LATENTS or with --reference; neither was given")
     if out is None:
-        if not is_run(Path(source)) and latents is None:
+        if not is_run(Path(source)):
             raise ValueError(f"{source} is no run; say with --out where its record goes")
         out = Path(source) / "evaluation"
     path: Path | None
-    if latents is not None:
-        path = evaluate(Path(source), latents, out, sampling, extractor)
+    if reference is not None:
+        path = benchmark(source, reference, out, sampling, extractor, image_size, device, seeds, latents)
     else:
-        assert reference is not None
-        path = benchmark(source, reference, out, sampling, extractor, image_size, device)
+        assert latents is not None
+        path = evaluate(Path(source), latents, out, sampling, extractor, seeds)
     if path is not None:
         print(path.read_text() if json else f"{text_table(records.read(path))}\n\n{path}")

@@ -1,7 +1,7 @@
 """Features: what an image is to a metric.
 
 An `Extractor` turns images into vectors that are compared by `moments`, `distances` and `scores`. `EXTRACTORS` lists
-them; one more is one more row. FID's own network is described in `inception`.
+them; one more is one more row. FID's own network is described in `inception`, DINOv2 in `dinov2`.
 Images are uint8, 0 to 255, grey (1 channel, repeated where three are wanted) or RGB, of any size.
 
 `efficientnet-lite0` resizes to 224 x 224 (bicubic, antialiased), maps to (x - 127)/128 and averages the last feature
@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from jlt import files
-from jlt.evaluation import inception
+from jlt.evaluation import dinov2, inception
 from jlt.evaluation.inception import Inception
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -227,12 +227,13 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "pixels": Pixels,
     "inception": inception.inception,
     "inception-unverified": inception.unverified,
+    "dinov2": dinov2.dinov2,
 }
-WITH_FILE = ("inception", "inception-unverified")  # extractors that take a path to their weights
+WITH_FILE = ("inception", "inception-unverified", "dinov2")  # extractors that take a path to their weights
 
 
 def open_extractor(spec: str) -> Extractor:
-    """Return the extractor that a spec names: a key of EXTRACTORS, or KEY:PATH where the weights are a file."""
+    """Return the extractor that a spec names: a key of EXTRACTORS, or KEY:PATH where the weights are files."""
     kind, _, path = spec.partition(":")
     make = files.choose("extractor", kind, EXTRACTORS)
     if path and kind not in WITH_FILE:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,9 +38,10 @@ Images = UInt8[Tensor, "n c h w"] | Iterable[UInt8[Tensor, "_ c h w"]]
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as one extractor sees them.
+    """Images as one extractor sees them: the real ones that others are measured against, or those that are measured.
 
-    `features` are those of all images or of some, None where only moments were kept; `spatial` is Inception's.
+    `features` are those of all images or of some, None where only moments were kept; `labels` are theirs, -1 or None
+    where they have none; `spatial` is Inception's; `image_size` is "height x width", where it is known.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Reference:
     moments: Moments | Stated
     features: Float[Tensor, "n d"] | None
     spatial: Moments | Stated | None = None
+    labels: Int[Tensor, " n"] | None = None
+    image_size: str | None = None
 
     @property
     def count(self) -> int | None:
@@ -56,10 +59,12 @@ class Reference:
         return self.moments.count
 
 
-def reference(images: Images, extractor: Extractor, name: str, batch_size: int = 32) -> Reference:
-    """Return the reference of real images; `name` says which ones."""
+def reference(
+    images: Images, extractor: Extractor, name: str, batch_size: int = 32, labels: Int[Tensor, " n"] | None = None
+) -> Reference:
+    """Return the reference of images; `name` says which ones."""
     features, moments = extract(images, extractor, batch_size, name)
-    return Reference(name, extractor.name, extractor.fingerprint, moments, features)
+    return Reference(name, extractor.name, extractor.fingerprint, moments, features, labels=labels)
 
 
 def load_reference(path: Path, extractor: Extractor) -> Reference:
@@ -77,10 +82,32 @@ def measure(
     """
     check_extractor(reference, extractor)
     features, moments = extract(images, extractor, batch_size, name)
-    values = {metric_name("FD", extractor): Value(frechet_distance(moments, reference.moments))}
-    if reference.features is not None:
-        values[metric_name("KD", extractor)] = Value(kernel_distance(features, reference.features))
+    seen = Reference(name, extractor.name, extractor.fingerprint, moments, features)
+    return between(seen, reference, extractor)
+
+
+def between(seen: Reference, real: Reference, extractor: Extractor) -> dict[str, Value]:
+    """Return the distances of images that were seen from a reference: FD, and KD if both have features."""
+    check_extractor(real, extractor)
+    values = {metric_name("FD", extractor): Value(frechet_distance(seen.moments, real.moments))}
+    if seen.features is not None and real.features is not None:
+        values[metric_name("KD", extractor)] = Value(kernel_distance(seen.features, real.features))
     return values
+
+
+def by_class(seen: Reference, real: Reference) -> dict[int, float]:
+    """Return the kernel distance of each class of which both sides have at least 2 images with features and labels.
+
+    It is unbiased at any number, where the Frechet distance of a class's few images would be mostly bias.
+    """
+    if seen.features is None or seen.labels is None or real.features is None or real.labels is None:
+        return {}
+    found = {}
+    for k in sorted({int(label) for label in torch.cat([seen.labels, real.labels]) if label >= 0}):
+        ours, theirs = seen.features[seen.labels == k], real.features[real.labels == k]
+        if min(len(ours), len(theirs)) >= 2:
+            found[k] = kernel_distance(ours, theirs)
+    return found
 
 
 def compare(statistics: Statistics, reference: Reference, extractor: Extractor) -> dict[str, Value]:
@@ -133,9 +160,12 @@ def real_against_real(
     """
     if len(images) < count:
         raise ValueError(f"real against real needs {count} images besides the reference's, got {len(images)}")
-    # A data set may be ordered by class, so its first images are no fair draw.
-    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
-    return measure(images[drawn], reference, extractor, batch_size, "real against real")
+    return measure(images[draw(len(images), count, seed)], reference, extractor, batch_size, "real against real")
+
+
+def draw(total: int, count: int, seed: int = 0) -> Int[Tensor, " n"]:
+    """Draw `count` of `total` numbers: a set may be ordered by class, so its first images are no fair draw."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
 
 
 def extract(images: Images, extractor: Extractor, batch_size: int, name: str) -> tuple[Float[Tensor, "n d"], Moments]:

@@ -128,6 +128,19 @@ def mean_and_spread(values: Sequence[Number], unit: str = "") -> Value:
     return Value(mean, spread, count, unit)
 
 
+def over_seeds(repetitions: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """Return mean and spread of each value over repetitions, with its name; one repetition is returned as it is."""
+    if len(repetitions) == 1:
+        return dict(repetitions[0])
+    names = [name for name in repetitions[0] if all(name in values for values in repetitions)]
+    found = {name: [values[name] for values in repetitions] for name in names}
+    return {
+        name: held[0] if len({value.value for value in held}) == 1 and held[0].spread is None  # a count, as a rule
+        else mean_and_spread([value.value for value in held], held[0].unit)
+        for name, held in found.items()
+    }  # fmt: skip
+
+
 def write(record: Record, path: Path) -> None:
     """Write a record as JSON, whole or not at all."""
     files.write_json(path, dataclasses.asdict(record))

@@ -6,7 +6,8 @@
 | `mu_s`, `sigma_s` | (2023,), (2023, 2023) | ADM and jlt: of the spatial features, for sFID |
 | `arr_0` | (n, height, width, 3) uint8 | ADM and jlt: some of the images, for precision and recall |
 | `features` | (n, d) float32 | jlt: the features of those |
-| `count`, `extractor`, `fingerprint`, `source` | () | jlt: number of images, what the features are, which images |
+| `labels` | (n,) int64 | jlt: theirs, -1 for none, for distances by class |
+| `count`, `extractor`, `fingerprint`, `source`, `image_size` | () | jlt: number, features and kind of the images |
 
 A file that does not state its extractor is from elsewhere, and taken for Inception's if it has 2,048 dimensions. The
 two references in use for ImageNet 256 differ, so a record names the file and its SHA-256. Nothing is unpickled.
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from jlt import files
 from jlt.evaluation.features import Extractor
@@ -27,7 +28,8 @@ from jlt.evaluation.moments import Stated, check_features
 from jlt.evaluation.protocol import Reference
 from jlt.evaluation.statistics import Statistics
 
-SMALL = ("mu", "sigma", "mu_s", "sigma_s", "features", "count", "extractor", "fingerprint", "source")
+STATED = ("count", "extractor", "fingerprint", "source", "image_size")
+SMALL = ("mu", "sigma", "mu_s", "sigma_s", "features", "labels", *STATED)
 IMAGES = "arr_0"
 
 
@@ -37,6 +39,8 @@ def write(
     extractor: Extractor,
     source: str,
     images: UInt8[np.ndarray, "n h w c"] | None = None,
+    labels: Int[np.ndarray, " n"] | None = None,
+    image_size: str = "",
 ) -> None:
     """Write statistics of the images of `source`, and those whose features are kept, if given; whole or not at all."""
     arrays: dict[str, Any] = {"extractor": extractor.name, "fingerprint": extractor.fingerprint, "source": source}
@@ -46,8 +50,8 @@ def write(
             arrays |= {f"mu{suffix}": moments.mean.numpy(), f"sigma{suffix}": moments.covariance.numpy()}
     if statistics.keep:
         arrays["features"] = statistics.kept.numpy()
-    if images is not None:
-        arrays[IMAGES] = images
+    optional = {IMAGES: images, "labels": labels, "image_size": image_size or None}
+    arrays |= {name: value for name, value in optional.items() if value is not None}
     with files.replaced(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -73,6 +77,9 @@ def read(path: Path, extractor: Extractor) -> Reference:
     features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
     if features is not None:
         check_features(features, d)
+    labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
+    if labels is not None and (features is None or labels.shape != features.shape[:1] or labels.dtype != torch.int64):
+        raise ValueError(f"{path}: labels are {tuple(labels.shape)} {labels.dtype}, one int64 a feature is wanted")
     return Reference(
         name=text(arrays, "source") or path.name,
         extractor=extractor.name,
@@ -80,6 +87,8 @@ def read(path: Path, extractor: Extractor) -> Reference:
         moments=stated(path, arrays, "", count),
         features=features,
         spatial=stated(path, arrays, "_s", count) if {"mu_s", "sigma_s"} <= arrays.keys() else None,
+        labels=labels,
+        image_size=text(arrays, "image_size"),
     )
 
 

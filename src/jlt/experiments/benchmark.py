@@ -19,28 +19,39 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
-from jlt.data import Source, Subset, open_source, real_images
+from jlt.data import Source, Subset, load_representation, open_latents, open_source, real_images
 from jlt.data.batches import cut, read_ranges
 from jlt.data.npz import open_npz
-from jlt.evaluation import records, references
+from jlt.evaluation import references
 from jlt.evaluation.distances import frechet_distance
 from jlt.evaluation.features import Extractor, metric_name, open_extractor, views
 from jlt.evaluation.moments import Moments
 from jlt.evaluation.protocol import Reference, compare
-from jlt.evaluation.records import Record, Value
+from jlt.evaluation.reconstruction import Fidelity
+from jlt.evaluation.records import Record, Value, over_seeds
 from jlt.evaluation.statistics import KEPT, Statistics
-from jlt.experiments.evaluate import Sampling, balanced_labels, json_ready
+from jlt.experiments.evaluate import (
+    Sampling,
+    balanced_labels,
+    by_seed,
+    check_fit,
+    class_section,
+    decode,
+    stated,
+    write_record,
+)
 from jlt.experiments.plots import grid
 from jlt.nn import checkpoint
 from jlt.processes import Processes, joined, open_device
 from jlt.sampling import load, storage
 
 Batches = Iterable[UInt8[Tensor, "b c h w"]]
+AS_THEY_ARE = ("npz:", "idx:", "idx-test:", "mnist")  # sources whose images are not cut to a size
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ class Subject:
     settings: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     finish: Callable[[], dict[str, Value]] = field(default=dict)
+    labels: Int[Tensor, " n"] | None = None
+    class_names: Sequence[str] | None = None
 
 
 def benchmark(
@@ -64,6 +77,8 @@ def benchmark(
     extractor: str,
     image_size: int | None = None,
     device: str = "cpu",
+    seeds: Sequence[int] = (),
+    latents: Path | None = None,
 ) -> Path | None:
     """Measure a run, or images that a spec names, against a reference; return the record's path on the first process.
 
@@ -75,23 +90,50 @@ def benchmark(
         extractor: a spec of `features.open_extractor`.
         image_size: side that photographs are cropped to, where the images are not a run's.
         device: where networks run.
+        seeds: several, in place of the sampling's: values are then mean and spread over them.
+        latents: what a run was trained on; its held-out images, encoded and decoded, are measured in the same way.
     """
     with joined() as processes:
         where = open_device(device)
         network = open_extractor(extractor)
+        if is_run(Path(source)):
+            return score(Path(source), reference, out, sampling, seeds, network, where, processes, latents)
+        if latents is not None or len(seeds) > 1:
+            raise ValueError(f"{source} is no run: it has neither latents nor seeds")
         real = processes.first(lambda: open_reference(reference, network, sampling.batch_size, where))
-        subject = (
-            of_run(Path(source), out / "samples", sampling, where, processes)
-            if is_run(Path(source))
-            else of_images(source, image_size, sampling.batch_size)
-        )
+        subject = of_images(source, image_size, sampling.batch_size)
         statistics = observe(subject, network, where, processes)
+        return processes.first(lambda: finish([(subject, statistics)], real, reference, network, out))
 
-        def finish() -> Path:
-            assert real is not None
-            return write_record(subject, statistics, real, reference, network, out)
 
-        return processes.first(finish)
+def score(
+    run: Path,
+    reference: Path,
+    out: Path,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    extractor: Extractor,
+    device: torch.device,
+    processes: Processes,
+    latents: Path | None = None,
+) -> Path | None:
+    """Measure a run against a reference, each seed anew; see `benchmark`."""
+    if latents is not None:
+        check_fit(checkpoint.read(run).header, open_latents(latents))
+    real = processes.first(lambda: open_reference(reference, extractor, sampling.batch_size, device))
+    measured, ceiling = [], None
+    for each, folder in by_seed(sampling, seeds, out):
+        subject = of_run(run, folder, each, device, processes)
+        measured.append((subject, observe(subject, extractor, device, processes)))
+    if latents is not None:
+        fidelity = Fidelity()
+        decoded = of_latents(latents, "held-out", sampling.batch_size, device, fidelity)
+        statistics = observe(decoded, extractor, device, processes)
+        fidelity.sums = processes.total(fidelity.sums)
+        if real is not None:
+            values = compare(statistics, real, extractor) | fidelity.values()
+            ceiling = Record("reference", f"{decoded.count} {decoded.name}", values, {})
+    return processes.first(lambda: finish(measured, real, reference, extractor, out, seeds, ceiling))
 
 
 def is_run(path: Path) -> bool:
@@ -104,7 +146,7 @@ def of_run(run: Path, out: Path, sampling: Sampling, device: torch.device, proce
     generator = load(run, sampling.weights, device)
     classes = generator.model.config.num_classes
     labels = balanced_labels(sampling.num_images, classes)
-    how = sampling.making(classes)
+    how = sampling.making(classes, device)
     processes.first(lambda: storage.begin(generator, labels, out, how))
     asked = files.read_json(out / storage.HEADER)
 
@@ -120,22 +162,70 @@ def of_run(run: Path, out: Path, sampling: Sampling, device: torch.device, proce
             "sampling time, of all processes": Value(spent.seconds, unit="s"),
         }
 
-    name = f"{generator.header['name']}, step {generator.header['step']}"
-    told = {
-        key: value for key, value in asked.items() if key not in ("labels", "evaluations", "network_passes", "seconds")
-    }
-    told["labels"] = f"in turn over {classes} classes" if classes else "none"
-    prints = {"weights": generator.fingerprint}
-    return Subject(name, len(labels), sampling.batch_size, read, told, prints, finish)
+    stride = generator.representation.stride
+    size = " x ".join(str(side * stride) for side in generator.model.config.shape[1:])
+    return Subject(
+        name=f"{generator.header['name']}, step {generator.header['step']}",
+        count=len(labels),
+        batch_size=sampling.batch_size,
+        read=read,
+        settings=stated(asked, classes) | {"image size": size},
+        fingerprints={"weights": generator.fingerprint},
+        finish=finish,
+        labels=labels if classes else None,
+        class_names=generator.class_names,
+    )
 
 
 def of_images(spec: str, image_size: int | None, batch_size: int) -> Subject:
     """Return images that were made elsewhere."""
-    source = open_images(spec, image_size)
+    return of_source(open_images(spec, image_size), batch_size)
+
+
+def of_source(source: Source, batch_size: int) -> Subject:
+    """Return the images of a source."""
     _, height, width = source.image_shape
-    settings = {"images": source.spec, "image size": f"{height} x {width}", "num_images": len(source)}
+    settings = {
+        "images": source.spec,
+        "image size": f"{height} x {width}",
+        "resize": "none" if source.spec.startswith(AS_THEY_ARE) else "centre crop, as ADM's",
+        "num_images": len(source),
+    }
     read = lambda ranges: (images for images, _ in read_ranges(source, ranges))  # noqa: E731
-    return Subject(source.spec, len(source), batch_size, read, settings, {"images": source.fingerprint})
+    labels, names = torch.from_numpy(source.labels()), source.class_names
+    prints = {"images": source.fingerprint}
+    return Subject(source.spec, len(source), batch_size, read, settings, prints, labels=labels, class_names=names)
+
+
+def of_latents(
+    folder: Path, split: str, batch_size: int, device: torch.device, fidelity: Fidelity | None = None
+) -> Subject:
+    """Return what the latents of a split decode to; `fidelity` is told how the images differ from the originals."""
+    opened = open_latents(folder, split)
+    height, width = (side * load_representation(folder / "representation").stride for side in opened.shape[1:])
+
+    def read(ranges: Sequence[range]) -> Batches:
+        decoded = decode(folder, split, ranges, device)
+        if fidelity is None:
+            yield from decoded
+            return
+        originals = read_ranges(real_images(folder, split), ranges)
+        for images, (real, _) in zip(decoded, originals, strict=True):
+            fidelity.update(real, images)
+            yield images
+
+    made = f"{opened.manifest.representation} {opened.manifest.representation_fingerprint}"
+    name = "held-out images, encoded and decoded" if split == "held-out" else "training images, encoded and decoded"
+    return Subject(
+        name=name,
+        count=len(opened),
+        batch_size=batch_size,
+        read=read,
+        settings={"images": f"{name} by {made}", "image size": f"{height} x {width}", "resize": "none"},
+        fingerprints={"representation": opened.manifest.representation_fingerprint},
+        labels=opened.labels if opened.num_classes else None,
+        class_names=opened.manifest.class_names,
+    )
 
 
 def open_images(spec: str, image_size: int | None) -> Source:
@@ -218,13 +308,20 @@ def floor(reference: Reference, extractor: Extractor, count: int) -> Record | No
     return Record("reference", f"{len(some)} of the reference's own images", values, {})
 
 
-def write_record(
-    subject: Subject, statistics: Statistics, real: Reference, path: Path, extractor: Extractor, out: Path
+def finish(
+    measured: Sequence[tuple[Subject, Statistics]],
+    real: Reference | None,
+    path: Path,
+    extractor: Extractor,
+    out: Path,
+    seeds: Sequence[int] = (),
+    ceiling: Record | None = None,
 ) -> Path:
     """Write the record and a picture of the first images."""
-    values = compare(statistics, real, extractor) | subject.finish()
-    part = Record("evaluate", subject.name, values, {})
-    beside = floor(real, extractor, subject.count)
+    assert real is not None
+    subject, statistics = measured[0]
+    values = over_seeds([compare(found, real, extractor) | each.finish() for each, found in measured])
+    beside = [part for part in (floor(real, extractor, subject.count), ceiling) if part is not None]
     first = next(iter(subject.read([range(min(subject.batch_size, subject.count))])))
     with files.replaced(out / "samples.png") as temporary:
         grid(first[:100], 10).save(temporary, format="PNG")
@@ -233,24 +330,25 @@ def write_record(
         "extractor": extractor.name,
         "reference": path.name,
         "reference's images": real.name if real.count is None else f"{real.count} of {real.name}",
+        "reference's image size": real.image_size or "not stated",
         "images compared for KD, precision, recall, density, coverage":
             "none" if real.features is None else f"{statistics.keep} with {len(real.features)}",
     }  # fmt: skip
-    record = Record(
-        kind="evaluate",
-        name=subject.name,
-        values={},  # they are the part's, in a column beside the real images'
-        settings=json_ready(settings),
-        fingerprints={
-            **subject.fingerprints,
-            "reference": files.sha256(path),
-            "extractor": extractor.fingerprint,
-        },
+    if len(seeds) > 1:
+        settings = {name: value for name, value in settings.items() if name != "seed"} | {"seeds": list(seeds)}
+    seen = Reference(
+        subject.name, extractor.name, extractor.fingerprint, real.moments, statistics.kept,
+        labels=None if subject.labels is None else subject.labels[statistics.kept_numbers],
+    )  # fmt: skip
+    return write_record(
+        out,
+        Record("evaluate", subject.name, values, {}, subject.fingerprints),
+        beside=beside,
+        settings=settings,
+        fingerprints={"reference": files.sha256(path), "extractor": extractor.fingerprint},
         pictures={"The first images": "samples.png"},
-        parts=(part, *([beside] if beside else [])),
+        sections=class_section({subject.name: seen}, real, extractor, subject.class_names),
     )
-    records.write(record, out / "record.json")
-    return out / "record.json"
 
 
 def make_reference(
@@ -262,6 +360,7 @@ def make_reference(
     images: bool = False,
     batch_size: int = 100,
     device: str = "cpu",
+    decoded: bool = False,
 ) -> str | None:
     """Write statistics of real images, and return a line that says of what, on the first process.
 
@@ -274,19 +373,43 @@ def make_reference(
         images: keep those images too, as ADM does; others can then take other features of them.
         batch_size: images at once.
         device: where the network runs.
+        decoded: take what the latents of `source` decode to, in place of the images that they were made from.
     """
     if out.suffix != ".npz":
         raise ValueError(f"{out} does not end in .npz, as files of statistics do")
     with joined() as processes:
         where, network = open_device(device), open_extractor(extractor)
-        subject = of_images(source, image_size, batch_size)
-        statistics = observe(subject, network, where, processes, keep)
+        subject = (
+            of_latents(Path(source), "train", batch_size, where)
+            if decoded
+            else of_images(source, image_size, batch_size)
+        )
+        return write_reference(subject, out, network, where, processes, keep, images)
 
-        def finish() -> str:
-            opened = open_images(source, image_size)
-            kept = [opened[i][0].transpose(1, 2, 0) for i in statistics.kept_numbers] if images else []
-            references.write(out, statistics, network, subject.name, np.stack(kept) if kept else None)
-            seen = f"{statistics.count} images of {subject.name}"
-            return f"{out}: {seen}, {network.name}, features of {statistics.keep} kept"
 
-        return processes.first(finish)
+def write_reference(
+    subject: Subject,
+    out: Path,
+    extractor: Extractor,
+    device: torch.device,
+    processes: Processes,
+    keep: int = KEPT,
+    images: bool = False,
+) -> str | None:
+    """Write statistics of these images; return a line that says of what, on the first process."""
+    statistics = observe(subject, extractor, device, processes, keep)
+
+    def write() -> str:
+        kept = statistics.kept_numbers
+        ranges = [range(i, i + 1) for i in kept if images]
+        arrays = [batch.permute(0, 2, 3, 1).numpy() for batch in subject.read(ranges)]
+        references.write(
+            out, statistics, extractor, str(subject.settings["images"]),
+            images=np.concatenate(arrays) if arrays else None,
+            labels=None if subject.labels is None else subject.labels[kept].numpy(),
+            image_size=str(subject.settings["image size"]),
+        )  # fmt: skip
+        seen = f"{statistics.count} images of {subject.settings['images']}"
+        return f"{out}: {seen}, {extractor.name}, features of {statistics.keep} kept"
+
+    return processes.first(write)

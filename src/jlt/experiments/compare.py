@@ -186,7 +186,13 @@ def conclude(comparison: Comparison, kind: str, title: str) -> None:
         fingerprints=judge.fingerprints(data),
         figures=mean_figures(groups),
         pictures={"Real held-out images": "real.png"},
-        parts=(*columns, judge.real_part, *(section for section in sections if section.parts), *geometries),
+        parts=(
+            *columns,
+            judge.real_part,
+            judge.ceiling_part,
+            *(section for section in sections if section.parts),
+            *geometries,
+        ),
     )
     records.write(record, out / "record.json")
 

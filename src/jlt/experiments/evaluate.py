@@ -1,28 +1,39 @@
 """Measuring a trained run: its images against held-out real ones, beside real images measured in the same way.
 
-OUT/record.json, OUT/samples.png, OUT/real.png, OUT/samples/ (jlt.sampling.storage)
+OUT/record.json, OUT/samples.png, OUT/real.png, OUT/neighbours.png, OUT/samples/ (jlt.sampling.storage), of several
+seeds OUT/samples-seed-0/ and so on
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from jlt import files
-from jlt.data import Latents, Source, open_latents, real_images
-from jlt.data.batches import read_batches
+from jlt.data import Latents, Source, load_representation, open_latents, real_images
+from jlt.data.batches import cut, read_batches
+from jlt.data.representations import image_batch
 from jlt.evaluation import records
 from jlt.evaluation.agreement import Classifier, class_agreement, fit_classifier
-from jlt.evaluation.features import Extractor, open_extractor
-from jlt.evaluation.protocol import Reference, measure, real_against_real, reference
-from jlt.evaluation.records import Record, Value
+from jlt.evaluation.features import Extractor, metric_name, open_extractor
+from jlt.evaluation.neighbours import nearest
+from jlt.evaluation.protocol import Reference, between, by_class, draw, reference
+from jlt.evaluation.reconstruction import Fidelity
+from jlt.evaluation.records import Record, Value, mean_and_spread, over_seeds
 from jlt.experiments.plots import grid
 from jlt.sampling import Making, Samples, default_scale, generate, load
+
+BATCH_SIZE = 100  # images decoded at once
+COMPARED = 100  # samples whose nearest training images are looked for
+SHOWN = 10  # of them in the picture
+NEAREST = "distance to the nearest training latent"
+SPENT = ("labels", "evaluations", "network_passes", "seconds")  # of samples.json
 
 
 @dataclass(frozen=True)
@@ -30,23 +41,27 @@ class Sampling:
     """How a run is sampled to be measured.
 
     Attributes:
-        num_images: images a run, their labels in turn over the classes.
+        num_images: images a run, their labels in turn over the classes; --num for short.
         solver: a key of SOLVERS.
         grid: the time grid: uniform, shifted=3, logit=3, karras=7.
         steps: steps of the time grid.
         scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
         interval: guidance applies where low < t < high.
+        guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.
+        guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
         seed: of the noise, together with the image's index.
         weights: "ema", "model", or the decay of an average.
         batch_size: images at once.
     """
 
-    num_images: int = 500
+    num_images: Annotated[int, tyro.conf.arg(aliases=("--num",))] = 500
     solver: str = "heun"
     grid: str = "uniform"
     steps: int = 50
     scale: float | None = None
     interval: tuple[float, float] = (0.1, 1.0)
+    guidance: str = "cfg"
+    guide: Path | None = None
     seed: int = 0
     weights: str = "ema"
     batch_size: int = 100
@@ -55,7 +70,7 @@ class Sampling:
         if self.num_images < 2:
             raise ValueError(f"num_images must be at least 2, got {self.num_images}")
 
-    def making(self, num_classes: int) -> Making:
+    def making(self, num_classes: int, device: str | torch.device = "cpu") -> Making:
         """Return how images are made; a scale asked for on an unconditional model is refused where it is used."""
         return Making(
             seed=self.seed,
@@ -64,16 +79,19 @@ class Sampling:
             steps=self.steps,
             scale=default_scale(num_classes) if self.scale is None else self.scale,
             interval=self.interval,
+            guidance=self.guidance,
+            guide=None if self.guide is None else load(self.guide, device=device),
             batch_size=self.batch_size,
         )
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What images are measured with, and what real images score: a column that stands beside every run's.
+    """What images are measured with, and what real images score: the columns that stand beside every run's.
 
-    `held_out` are the features of the held-out images, `real` the values of as many real training images as are
-    sampled (for class agreement: of the held-out images), `classifier` one of real images, if they have labels.
+    `held_out` are the held-out images as the extractor sees them, `real` as many real training images as are sampled,
+    `classifier` one of real images, if they have labels; `real_values` are those of `real` (for class agreement: of the
+    held-out images), `ceiling` those of the held-out images, encoded and decoded.
     """
 
     extractor: Extractor
@@ -81,17 +99,28 @@ class Judge:
     images: UInt8[Tensor, "n c h w"]
     labels: Int[Tensor, " n"]
     classifier: Classifier | None
-    real: Mapping[str, Value]
+    real: Reference
+    real_values: Mapping[str, Value]
+    ceiling: Mapping[str, Value]
 
-    def __call__(self, samples: Samples, name: str) -> dict[str, Value]:
+    def see(self, samples: Samples, name: str) -> Reference:
+        """Return generated images as the extractor sees them."""
+        return reference(samples.images, self.extractor, f"measuring {name}", labels=samples.labels)
+
+    def values(self, seen: Reference, samples: Samples) -> dict[str, Value]:
         """Return the values of generated images."""
-        values = measure(samples.images, self.held_out, self.extractor, name=f"measuring {name}")
-        return values | agreement(self.classifier, samples.images, samples.labels)
+        found = between(seen, self.held_out, self.extractor)
+        return found | agreement(self.classifier, samples.images, samples.labels)
 
     @property
     def real_part(self) -> Record:
         """The values of real images as a part of a record."""
-        return Record("reference", "real against real", self.real, {})
+        return Record("reference", "real against real", self.real_values, {})
+
+    @property
+    def ceiling_part(self) -> Record:
+        """What the representation leaves of held-out images: no model of its latents can do better."""
+        return Record("reference", f"{len(self.images)} held-out images, encoded and decoded", self.ceiling, {})
 
     def settings(self) -> dict[str, Any]:
         """Return what a record states about the measurement."""
@@ -110,11 +139,34 @@ def prepare_judge(latents: Path, num_images: int, extractor: str) -> Judge:
     """Return the judge of runs trained on these latents, whose source's held-out images are the reference."""
     features = open_extractor(extractor)
     (training, classes), (held_out, labels) = (stack_images(real_images(latents, s)) for s in ("train", "held-out"))
-    against = reference(held_out, features, f"{len(held_out)} held-out images")
-    real = real_against_real(training, against, features, min(num_images, len(training)))
+    against = reference(held_out, features, f"{len(held_out)} held-out images", labels=labels)
+    drawn = draw(len(training), num_images)
+    real = reference(training[drawn], features, "real against real", labels=classes[drawn])
     classifier = fit_classifier(training, classes) if int(classes.min()) >= 0 else None
-    real |= agreement(classifier, held_out, labels)
-    return Judge(features, against, held_out, labels, classifier, real)
+    decoded = torch.cat(list(decode(latents, "held-out", cut(0, len(held_out), BATCH_SIZE))))
+    fidelity = Fidelity()
+    fidelity.update(held_out, decoded)
+    ceiling = between(reference(decoded, features, "images encoded and decoded"), against, features)
+    return Judge(
+        extractor=features,
+        held_out=against,
+        images=held_out,
+        labels=labels,
+        classifier=classifier,
+        real=real,
+        real_values=between(real, against, features) | agreement(classifier, held_out, labels),
+        ceiling=ceiling | agreement(classifier, decoded, labels) | fidelity.values(),
+    )
+
+
+def decode(
+    latents: Path, split: str, ranges: Iterable[range], device: str | torch.device = "cpu"
+) -> Iterator[UInt8[Tensor, "b c h w"]]:
+    """Yield what the latents of each range of a split decode to."""
+    data, representation = open_latents(latents, split), load_representation(latents / "representation")
+    for numbers in ranges:
+        z = data.gather(list(numbers)).to(device)
+        yield representation.decode(data.manifest.affine.restore(z)).cpu()
 
 
 def agreement(classifier: Classifier | None, images: Tensor, labels: Tensor) -> dict[str, Value]:
@@ -124,23 +176,93 @@ def agreement(classifier: Classifier | None, images: Tensor, labels: Tensor) -> 
     return {"class agreement": Value(100 * class_agreement(classifier, images, labels), unit="%")}
 
 
-def evaluate(run: Path, latents: Path, out: Path, sampling: Sampling, extractor: str) -> Path:
-    """Measure one trained run against held-out images; write its record and return the record's path."""
+def evaluate(
+    run: Path, latents: Path, out: Path, sampling: Sampling, extractor: str, seeds: Sequence[int] = ()
+) -> Path:
+    """Measure one trained run against held-out images; write its record and return the record's path.
+
+    Of several `seeds`, in place of the sampling's, values are mean and spread.
+    """
     data = open_latents(latents)
     judge = prepare_judge(latents, sampling.num_images, extractor)
     out.mkdir(parents=True, exist_ok=True)
-    part = measure_run(run, data, sampling, judge, {}, out / "samples.png", out / "samples")
+    measured = [
+        measure(run, data, each, judge, {}, folder.with_suffix(".png"), folder)
+        for each, folder in by_seed(sampling, seeds, out)
+    ]
+    first = measured[0]
+    ours, theirs = near_training(data, latents, first.samples, out / "neighbours.png")
+    values = over_seeds([each.record.values for each in measured]) | {NEAREST: ours}
+    part = dataclasses.replace(first.record, values=values)
+    real = dataclasses.replace(judge.real_part, values={**judge.real_values, NEAREST: theirs})
     save_grid(out / "real.png", judge.images, judge.labels, data)
+    return write_record(
+        out,
+        part,
+        beside=[real, judge.ceiling_part],
+        settings=stated(first.samples.settings, data.num_classes, seeds) | judge.settings(),
+        fingerprints=judge.fingerprints(data),
+        pictures={
+            "Real held-out images": "real.png",
+            "First row: samples. Below each the training images nearest to it, nearest first.": "neighbours.png",
+        },
+        sections=class_section(
+            {part.name: first.seen, "real against real": judge.real},
+            judge.held_out,
+            judge.extractor,
+            data.manifest.class_names,
+        ),
+    )
+
+
+def by_seed(sampling: Sampling, seeds: Sequence[int], out: Path) -> list[tuple[Sampling, Path]]:
+    """Return how images are made for each seed, and the folder that they are kept in."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must differ, got {', '.join(map(str, seeds))}")
+    if len(seeds) < 2:
+        return [(dataclasses.replace(sampling, seed=seeds[0] if seeds else sampling.seed), out / "samples")]
+    return [(dataclasses.replace(sampling, seed=seed), out / f"samples-seed-{seed}") for seed in seeds]
+
+
+def stated(header: Mapping[str, Any], num_classes: int, seeds: Sequence[int] = ()) -> dict[str, Any]:
+    """Return what a record states of samples.json: how images were made, but not what they took."""
+    told = {name: value for name, value in header.items() if name not in SPENT}
+    told["labels"] = f"in turn over {num_classes} classes" if num_classes else "none"
+    if len(seeds) > 1:
+        told.pop("seed")
+        told["seeds"] = list(seeds)
+    return told
+
+
+def write_record(
+    out: Path,
+    part: Record,
+    beside: Sequence[Record],
+    settings: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+    pictures: Mapping[str, str],
+    sections: Sequence[Record] = (),
+) -> Path:
+    """Write the record of an evaluation: a column of what was measured, columns beside it, and sections below."""
     record = dataclasses.replace(
         part,
-        values={},  # they are the part's, in a column beside real against real
-        settings=json_ready({"sampling": dataclasses.asdict(sampling)} | judge.settings()),
-        fingerprints={**part.fingerprints, **judge.fingerprints(data)},
-        pictures={"Real held-out images": "real.png"},
-        parts=(part, judge.real_part),
+        values={},  # they are the part's, in its column
+        settings=json_ready(settings),
+        fingerprints={**part.fingerprints, **fingerprints},
+        pictures=pictures,
+        parts=(part, *beside, *sections),
     )
     records.write(record, out / "record.json")
     return out / "record.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run's record, its images, and the images as the extractor sees them."""
+
+    record: Record
+    samples: Samples
+    seen: Reference
 
 
 def measure_run(
@@ -154,6 +276,20 @@ def measure_run(
     device: str = "cpu",
 ) -> Record:
     """Sample a trained run, draw a grid of its images, and measure them."""
+    return measure(run, data, sampling, judge, settings, picture, storage, device).record
+
+
+def measure(
+    run: Path,
+    data: Latents,
+    sampling: Sampling,
+    judge: Judge,
+    settings: Mapping[str, Any],
+    picture: Path,
+    storage: Path,
+    device: str = "cpu",
+) -> Measured:
+    """Do as `measure_run`, and return the images, too."""
     generator = load(run, sampling.weights, device)
     check_fit(generator.header, data)
     # the model's name tells target, size and patch size; other settings that runs differ in are appended
@@ -163,7 +299,8 @@ def measure_run(
     how = vars(sampling.making(data.num_classes))
     samples = generate(generator, labels, storage, title=f"sampling {name}", **how)
     save_grid(picture, samples.images, samples.labels, data)
-    values = judge(samples, name)
+    seen = judge.see(samples, name)
+    values = judge.values(seen, samples)
     values |= {
         "evaluations": Value(samples.evaluations),
         "network passes": Value(samples.network_passes),
@@ -171,7 +308,7 @@ def measure_run(
         "sampling time": Value(samples.seconds, unit="s"),
         "parameters": Value(sum(p.numel() for p in generator.model.parameters())),
     }
-    return Record(
+    record = Record(
         kind="evaluate",
         name=name,
         values=values,
@@ -179,6 +316,63 @@ def measure_run(
         fingerprints={"weights": generator.fingerprint},
         pictures={f"Samples of {name}; image i starts from the same noise in every run": picture.name},
     )
+    return Measured(record, samples, seen)
+
+
+def near_training(data: Latents, latents: Path, samples: Samples, picture: Path) -> tuple[Value, Value]:
+    """Draw samples above the training images nearest to them; return how near they are, and held-out images.
+
+    Both are means over as many images, drawn at random, at most 100.
+    """
+    held_out = open_latents(latents, "held-out")
+    count = min(COMPARED, len(samples.labels), len(held_out))
+    mine, others = (draw(total, count) for total in (len(samples.labels), len(held_out)))
+    found = nearest(samples.latents[mine], samples.labels[mine], data)
+    theirs = nearest(held_out.gather(others), held_out.labels[others], data, count=1)
+    source, shown = real_images(latents, "train"), range(min(SHOWN, count))
+    rows = [samples.images[mine[: len(shown)]]]
+    for k in range(found.numbers.shape[1]):
+        rows.append(image_batch(source[int(found.numbers[i, k])][0] for i in shown))
+    with files.replaced(picture) as temporary:
+        grid(torch.cat(rows), len(shown)).save(temporary, format="PNG")
+    near = [mean_and_spread(each.distances[:, 0].tolist()) for each in (found, theirs)]
+    return near[0], near[1]
+
+
+def class_section(
+    seen: Mapping[str, Reference], real: Reference, extractor: Extractor, names: Sequence[str] | None
+) -> list[Record]:
+    """Return a section with the kernel distance of each class, or none without labels.
+
+    The first of `seen` is measured, the others stand beside it.
+    """
+    found = {name: by_class(side, real) for name, side in seen.items()}
+    first = next(iter(found.values()))
+    if len(first) < 2:
+        return []
+    counts = {
+        f"images a class, {name}": images_a_class(side.labels, first)
+        for name, side in [*seen.items(), (real.name, real)]
+    }
+    order = sorted(first, key=lambda k: -first[k])  # the worst first
+    metric = metric_name("KD", extractor)
+    parts = [
+        Record(
+            "evaluate" if values is first else "reference",
+            name,
+            {names[k] if names else f"class {k}": Value(values[k]) for k in order if k in values},
+            {},
+        )
+        for name, values in found.items()
+    ]
+    return [Record("by class", f"{metric} of each class", {}, counts, parts=tuple(parts))]
+
+
+def images_a_class(labels: Int[Tensor, " n"] | None, classes: Iterable[int]) -> str:
+    """Say how many images the classes have."""
+    assert labels is not None
+    counts = [int((labels == k).sum()) for k in classes]
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def check_fit(header: Mapping[str, Any], data: Latents) -> None:
@@ -224,5 +418,5 @@ def json_ready(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= {f"{name} {inner}": v for inner, v in json_ready(value).items()}
         else:
-            flat[name] = list(value) if isinstance(value, tuple) else value
+            flat[name] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     return flat

@@ -72,6 +72,44 @@ def draw(figure: Figure) -> "Drawing":
     return drawing
 
 
+def heat_map(
+    table: Sequence[Sequence[float]],
+    rows: tuple[str, Sequence[str]],
+    columns: tuple[str, Sequence[str]],
+    title: str,
+    lower: bool = True,
+) -> bytes:
+    """Draw a table of numbers by two settings, each its name and its values, as a PNG file.
+
+    Lighter is better, which `lower` says is lower; the best is outlined. Colours end at the worst tenth.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Drawing
+    from matplotlib.patches import Rectangle
+
+    sign = 1 if lower else -1
+    flat = sorted(sign * value for row in table for value in row)
+    best, worst = flat[0], flat[int(0.9 * (len(flat) - 1))]
+    with rc_context({**_style(), "axes.grid": False}):
+        size = (1.6 + 0.8 * len(columns[1]), 1.3 + 0.5 * len(rows[1]))
+        drawing = Drawing(figsize=(max(size[0], 4.2), size[1]), layout="constrained")
+        axes = drawing.add_subplot()
+        shades = [[sign * value for value in row] for row in table]
+        axes.imshow(shades, cmap="viridis_r", vmin=best, vmax=max(worst, best + 1e-12), aspect="auto")
+        axes.set(xlabel=columns[0], ylabel=rows[0], title=title)
+        axes.set_xticks(range(len(columns[1])), columns[1])
+        axes.set_yticks(range(len(rows[1])), rows[1])
+        for i, row in enumerate(table):
+            for k, value in enumerate(row):
+                light = sign * value < (best + worst) / 2
+                axes.text(k, i, f"{value:.3g}", ha="center", va="center", color="#16171a" if light else "#fdfdfb")
+                if sign * value == best:
+                    axes.add_patch(Rectangle((k - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor="#d8701f", lw=2))
+        buffer = io.BytesIO()
+        drawing.savefig(buffer, format="png", dpi=160, transparent=True)
+    return buffer.getvalue()
+
+
 def svg(figure: Figure) -> str:
     """Return a figure as one `<svg>` element to stand in an HTML page: text stays text, ids are the figure's own."""
     text = _save(figure, format="svg", metadata={"Date": None}).decode()

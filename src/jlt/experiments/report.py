@@ -24,10 +24,11 @@ from jlt.experiments import plots
 
 REFERENCE = "reference"
 MANY = 3  # parts: of more the summary tells the extremes
+WIDE = 8  # parts: of more the table has a row each
 # Which way is better, by a value's name up to its first bracket. Of other values no winner is named.
 BETTER = {
-    **dict.fromkeys(["FD", "KD", "FID", "KID", "sFID"], "lower"),
-    **dict.fromkeys(["IS", "class agreement", "precision", "recall"], "higher"),
+    **dict.fromkeys(["FD", "KD", "sFD", "FID", "KID", "sFID"], "lower"),
+    **dict.fromkeys(["IS", "class agreement", "precision", "recall", "density", "coverage", "PSNR", "SSIM"], "higher"),
 }
 IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -105,12 +106,14 @@ def summary(record: Record) -> str:
 
 
 def text_table(record: Record) -> str:
-    """Return the table of values as text for a terminal: a column a part."""
+    """Return the table of values as text for a terminal: a column a part, or a row where there are many."""
     columns = _columns(record)
     rows = [["", *(part.name for part in columns)]] + [
         [name, *(format_value(part.values[name]) if name in part.values else "—" for part in columns)]
         for name in _value_names(columns)
     ]
+    if len(columns) > WIDE:
+        rows = [list(row) for row in zip(*rows, strict=True)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -238,13 +241,13 @@ def _values_table(record: Record) -> str:
         for name in names:
             hint = f" <small>{direction(name)} is better</small>" if direction(name) else ""
             best = leader(name, _contestants(record))
-            cells = "".join(_value_cell(part.values.get(name), part is best) for part in columns)
-            rows.append(f'<tr><th scope="row">{escape(name)}{hint}</th>{cells}</tr>')
-        head = "".join(
-            f'<th scope="col"{" class=reference" if part.kind == REFERENCE else ""}>{escape(part.name)}</th>'
+            cells = [_value_cell(part.values.get(name), part is best) for part in columns]
+            rows.append((escape(name) + hint, cells))
+        names_of_parts = [
+            f"<span class=reference>{escape(part.name)}</span>" if part.kind == REFERENCE else escape(part.name)
             for part in columns
-        )
-        text = _table(f"<td></td>{head}", rows)
+        ]
+        text = _table(names_of_parts, rows)
     if all(part is not record for part in columns):
         text += _pairs({name: format_value(value) for name, value in record.values.items()})
     return text
@@ -261,17 +264,21 @@ def _value_cell(value: Value | None, best: bool) -> str:
 def _differing_table(record: Record, differing: Mapping[str, Sequence[str]]) -> str:
     if not differing:
         return ""
-    head = "".join(f'<th scope="col">{escape(part.name)}</th>' for part in _contestants(record))
-    rows = [
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
-        for name, values in differing.items()
-    ]
-    return _table(f"<td></td>{head}", rows)
+    heads = [escape(part.name) for part in _contestants(record)]
+    rows = [(escape(name), [f"<td>{escape(value)}</td>" for value in values]) for name, values in differing.items()]
+    return _table(heads, rows)
 
 
-def _table(head: str, rows: Iterable[str]) -> str:
-    body = "\n".join(rows)
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>\n'
+def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return a table with a column for each head, or a row where there are many."""
+    if len(heads) > WIDE:
+        heads, rows = [name for name, _ in rows], [(head, [r[k] for _, r in rows]) for k, head in enumerate(heads)]
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    body = "\n".join(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>' for name, cells in rows)
+    return (
+        f'<div class="scroll"><table>\n<thead><tr><td></td>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>\n"
+    )
 
 
 def _pairs(pairs: Mapping[str, str]) -> str:
@@ -365,7 +372,7 @@ thead td { border-bottom: 1px solid var(--ink); }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody th { min-width: 9rem; font-weight: 400; }
 tbody td { white-space: nowrap; }
-thead .reference { color: var(--soft); font-weight: 400; }
+th .reference { color: var(--soft); font-weight: 400; }
 small { color: var(--soft); font-size: .82em; white-space: nowrap; }
 th small { margin-left: .35em; }
 strong { font-weight: 650; }
