@@ -3,7 +3,7 @@
 The model. x ~ N(0, Sigma), z = t x + (1 - t) eps, and a network whose last layer is a linear map U from r numbers to
 the d numbers of a token, the same at all times,
 
-    y(z, t) = U h(z, t),   U: d x r;   in the linear case h = B(t) V^T z with any B(t), and V: d x r shared as U is.(1)
+    y(z, t) = U h(z, t),   U: d x r;   if linear, h = B(t) V^T z with any B(t), and V: d x r shared as U is         (1)
 
 It learns a target y = c_x x + c_eps eps by its loss in some space, averaged over times with a weight w(t). A
 Transformer of width r < d is of this form. Where the width is d or more (1) bounds nothing, and r only stands for a
