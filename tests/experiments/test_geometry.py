@@ -150,3 +150,15 @@ def test_a_large_whole_image_is_measured_by_its_leading_spectrum(monkeypatch, tm
     assert eps.values["effective rank, at least"].value == pytest.approx(48)
     assert v.values["trace"].value == pytest.approx(x.values["trace"].value + 48)
     records.write(record, tmp_path / "record.json")
+
+
+def test_the_command_forecasts_at_a_rank_and_refuses_what_whole_images_have_not(tmp_path, capsys, monkeypatch):
+    data = ModuleType("jlt.data")
+    data.open_latents = lambda folder, split: latents()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jlt.data", data)
+    cli.run(tmp_path, rank=2, local=False, json=True)
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert [part["kind"] for part in parts] == ["target"] * 3 + ["forecast"]
+    assert parts[-1]["settings"]["rank"] == 2
+    with pytest.raises(ValueError, match="--whole measures a spectrum alone"):
+        cli.run(tmp_path, whole=True, rank=2)
