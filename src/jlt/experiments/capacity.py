@@ -63,7 +63,8 @@ def measure_capacity(
                 settings={"target": target},
             )
         )
-    ranks, numbers = list(range(dimension + 1)), list(range(1, dimension + 1))
+    ranks, numbers = list(range(dimension)), list(range(1, dimension + 1))
+    drawn = [name for name in TARGETS if name != "eps"]  # which is off the scale
     return Record(
         kind="forecast",
         name=f"{name} at rank {rank} of {dimension}",
@@ -81,13 +82,13 @@ def measure_capacity(
                 "Forecast Frechet distance between samples and data, for a denoiser that can output only so many "
                 "directions. 1 is what samples without any variance would have.",
                 "rank", "Frechet distance / variance",
-                {name: (ranks, line) for name, line in by_samples.items()}, y_scale="log",
+                {name: (ranks, by_samples[name][:-1]) for name in drawn}, y_scale="log",
             ),
             "error": Figure(
                 "Forecast error of the clean latent, mean over uniform times: it judges every time alike, the samples "
                 "only where the path ends.",
                 "rank", "error of x / variance",
-                {name: (ranks, line) for name, line in by_error.items()}, y_scale="log",
+                {name: (ranks, by_error[name][:-1]) for name in drawn}, y_scale="log",
             ),
             "scores": Figure(
                 "What keeping a direction takes off the training loss, relative to the largest: the highest are kept. "
