@@ -8,13 +8,13 @@ import torch
 
 from jlt.cli import geometry as cli
 from jlt.evaluation import records
-from jlt.experiments.geometry import measure_geometry, patches, token_moments
+from jlt.experiments.geometry import leading_spectrum, measure_geometry, patches, token_moments
 from jlt.experiments.report import page
 
 
 class Stored:
     def __init__(self, latents: torch.Tensor) -> None:
-        self.latents = latents
+        self.latents, self.labels = latents, torch.arange(len(latents)) % 2
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -114,3 +114,51 @@ def test_the_command_prints_a_table_or_json_and_writes_the_record(tmp_path, caps
     assert f"{record.parts[0].values['effective rank'].value:.4g}" in printed
     cli.run(tmp_path / "latents", json=True)
     assert json.loads(capsys.readouterr().out)["parts"][2]["settings"]["covariance"] == "Σ + I"
+
+
+def test_the_whole_image_as_one_token_has_the_covariance_of_numpy():
+    stored = latents(count=80)
+    record = measure_geometry(stored, None)
+    flat = stored.latents.permute(0, 2, 3, 1).flatten(1).double()
+    top = np.linalg.eigvalsh(np.cov(flat.numpy(), rowvar=False))[-1]
+    assert record.settings["patch_size"] == "whole image"
+    assert record.parts[0].values["largest eigenvalue"].value == pytest.approx(top)
+
+
+def test_subspace_iteration_finds_the_leading_spectrum_within_its_stated_errors():
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(0, -3, 96, dtype=torch.float64).reshape(6, 4, 4)
+    stored = Stored(3 + scale * torch.randn(300, 6, 4, 4, generator=generator, dtype=torch.float64))
+    exact = np.linalg.eigvalsh(np.cov(patches(stored.latents, None).numpy(), rowvar=False))[::-1]
+    found = leading_spectrum(stored, count=12, batch_size=64)
+    for value, error in zip(found.eigenvalues.tolist(), found.errors.tolist(), strict=True):
+        assert np.abs(exact - value).min() <= error + 1e-12
+    assert (found.eigenvalues.numpy() <= exact[:12] + 1e-12).all()
+    np.testing.assert_allclose(found.eigenvalues[:6], exact[:6], rtol=1e-3)  # four passes; the last ones are rougher
+    assert found.trace == pytest.approx(exact.sum())
+    low, high = found.square
+    assert low <= (exact**2).sum() * (1 + 1e-9)
+    assert (exact**2).sum() <= high * (1 + 1e-3)  # the bound takes the last eigenvalue found for that of its rank
+
+
+def test_a_large_whole_image_is_measured_by_its_leading_spectrum(monkeypatch, tmp_path):
+    monkeypatch.setattr("jlt.experiments.geometry.DENSE", 10)
+    record = measure_geometry(latents(count=80), None)
+    x, eps, v = record.parts
+    assert record.values["eigenvalues found"].value == 48  # all of 3 x 4 x 4
+    assert x.values["effective rank, at least"].value == pytest.approx(x.values["effective rank, at most"].value)
+    assert eps.values["effective rank, at least"].value == pytest.approx(48)
+    assert v.values["trace"].value == pytest.approx(x.values["trace"].value + 48)
+    records.write(record, tmp_path / "record.json")
+
+
+def test_the_command_forecasts_at_a_rank_and_refuses_what_whole_images_have_not(tmp_path, capsys, monkeypatch):
+    data = ModuleType("jlt.data")
+    data.open_latents = lambda folder, split: latents()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jlt.data", data)
+    cli.run(tmp_path, rank=2, local=False, json=True)
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert [part["kind"] for part in parts] == ["target"] * 3 + ["forecast"]
+    assert parts[-1]["settings"]["rank"] == 2
+    with pytest.raises(ValueError, match="--whole measures a spectrum alone"):
+        cli.run(tmp_path, whole=True, rank=2)

@@ -417,3 +417,17 @@ def test_a_folder_in_place_of_the_page_is_refused(folder, tmp_path):
 )
 def test_values_are_written_for_people(value, text):
     assert format_value(value) == text
+
+
+def test_figures_are_written_as_pictures_named_by_their_part_and_themselves(tmp_path, capsys):
+    figure = Figure("Two lines.", "t", "loss", {"a": ([0, 1], [1, 2])})
+    part = Record(kind="forecast", name="part", values={}, settings={}, figures={"Samples of x": figure})
+    records.write(
+        Record(kind="geometry", name="r", values={}, settings={}, figures={"spectrum": figure}, parts=(part,)),
+        tmp_path / "record.json",
+    )
+    cli.run(tmp_path, figures=tmp_path / "figures")
+    *drawn, page_path = capsys.readouterr().out.splitlines()
+    assert [Path(line).name for line in drawn] == ["geometry-spectrum.png", "forecast-samples-of-x.png"]
+    assert all(Path(line).read_bytes().startswith(b"\x89PNG") for line in drawn)
+    assert page_path == str(tmp_path / "report.html")

@@ -11,7 +11,12 @@ import tyro
 def run(
     latents: Annotated[Path, tyro.conf.Positional],
     patch_size: int = 1,
+    whole: bool = False,
     split: str = "train",
+    rank: int | None = None,
+    loss_space: str = "v",
+    run: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
+    local: bool = True,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -20,25 +25,54 @@ def run(
     Args:
         latents: Folder of encoded latents.
         patch_size: Side of the square of latent positions that makes one token.
+        whole: Take the whole image as one token.
         split: Which of the folder's splits to measure.
+        rank: Forecast what each target does with a denoiser that outputs only so many directions, such as the width
+            of a Transformer's last layer where it is below the numbers of a token.
+        loss_space: Space of the loss that the forecast's denoiser is trained with.
+        run: A trained run whose errors on held-out latents to measure by direction; repeat it to compare runs with the
+            first.
+        local: Measure within classes and neighbourhoods too.
         out: Folder to write record.json to (`jlt report` makes a page of it); none is written without it.
-        json: Print the record as JSON instead of a table.
+        json: Print the record as JSON instead of tables.
     """
     from jlt.data import open_latents
     from jlt.evaluation import records
-    from jlt.experiments.geometry import measure_geometry
+    from jlt.experiments.geometry import measure_geometry, spectrum, token_moments
+    from jlt.experiments.report import text_table
 
-    record = measure_geometry(open_latents(latents, split=split), patch_size, name=f"Geometry of {latents.name}")
+    opened, size = open_latents(latents, split=split), None if whole else patch_size
+    if whole and (rank is not None or run):
+        raise ValueError("--whole measures a spectrum alone; --rank and --run are for tokens of --patch-size")
+    sections = []
+    record = measure_geometry(opened, size, name=f"Geometry of {latents.name}")
+    if rank is not None or run:
+        covariance = token_moments(opened, patch_size)[1]
+    if rank is not None:
+        from jlt.experiments.capacity import measure_capacity
+
+        sections.append(measure_capacity(spectrum(covariance), rank, loss_space))
+    if run:
+        from jlt.experiments.mechanism import measure_mechanism, run_names
+        from jlt.sampling import load
+
+        runs = dict(zip(run_names(run), map(load, run), strict=True))
+        sections.append(measure_mechanism(runs, open_latents(latents, split="held-out"), covariance, patch_size))
+    if local:
+        from jlt.experiments.local_geometry import measure_local_geometry
+
+        sections.append(measure_local_geometry(opened, size))
+    record = dataclasses.replace(record, parts=(*record.parts, *sections))
     if out is not None:
         records.write(record, out / "record.json")
     if json:
         print(json_format.dumps(dataclasses.asdict(record), allow_nan=False))
         return
-    settings = ", ".join(f"{name} {value}" for name, value in record.settings.items())
-    print(f"{record.name} ({settings})")
-    print(f"{'':36}" + "".join(f"{part.name:>12}" for part in record.parts))
-    for name in {**record.parts[0].values, **record.parts[-1].values}:
-        cells = (f"{part.values[name].value:.4g}" if name in part.values else "infinite" for part in record.parts)
-        print(f"{name:36}" + "".join(f"{cell:>12}" for cell in cells))
+    for section in (record, *sections):
+        settings = ", ".join(f"{name} {value}" for name, value in section.settings.items())
+        print(f"{section.name} ({settings})")
+        for name, value in section.values.items():
+            print(f"{name}: {value}")
+        print(f"{text_table(section)}\n")
     if out is not None:
         print(out / "record.json")

@@ -12,6 +12,7 @@ itself, are "shared"; the rest differ. Pictures must lie in the record's folder.
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -46,6 +47,22 @@ def write_report(record_path_or_folder: Path, out: Path | None = None) -> Path:
         raise ValueError(f"the report is a file, {out} is a folder")
     files.write_bytes(out, page(records.read(path), path.parent).encode())
     return out
+
+
+def write_figures(record_path_or_folder: Path, folder: Path) -> list[Path]:
+    """Write every figure of a record and of its parts as `<kind>-<figure>.png` in `folder`; return their paths."""
+    path = record_path_or_folder / "record.json" if record_path_or_folder.is_dir() else record_path_or_folder
+    written = []
+    for holder in _holders(records.read(path)):
+        for name, figure in holder.figures.items():
+            out = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{holder.kind} {name}'.lower()).strip('-')}.png"
+            files.write_bytes(out, plots.png(figure))
+            written.append(out)
+    return written
+
+
+def _holders(record: Record) -> list[Record]:
+    return [record, *(holder for part in record.parts for holder in _holders(part))]
 
 
 def page(record: Record, folder: Path) -> str:

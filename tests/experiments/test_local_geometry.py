@@ -1,0 +1,76 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from jlt.experiments.local_geometry import gaussian_distance, measure_local_geometry, two_nn
+
+
+class Stored:
+    def __init__(self, latents: Tensor, labels: Tensor) -> None:
+        self.latents, self.labels = latents, labels
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def gather(self, indices: Tensor) -> Tensor:
+        return self.latents[indices]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 5])
+def test_two_nn_finds_the_dimension_of_a_flat_sheet_in_a_large_space(dimension):
+    sheet = draw(3000, dimension) @ draw(dimension, 20, seed=1)
+    estimate, error, count = two_nn(sheet)
+    assert count == 3000
+    assert abs(estimate - dimension) < 5 * error + 0.02 * dimension  # the density is not constant, as is assumed
+
+
+def test_two_nn_leaves_out_copies_and_refuses_when_nothing_else_is_there():
+    points = draw(500, 3)
+    assert two_nn(torch.cat([points, points[:100]]))[2] == 400
+    with pytest.raises(ValueError, match="10 points that differ, got 0"):
+        two_nn(torch.ones(50, 3))
+
+
+def test_the_distance_from_gaussian_is_that_of_known_laws_and_small_for_a_gaussian():
+    uniform, gauss = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000, draw(100_000)
+    distance = gaussian_distance(torch.stack([uniform, gauss], 1))
+    # W2^2 between unit variances is 2 - 2 cov(quantiles); of a uniform law sqrt(12) E[U Phi^-1(U)] = sqrt(3/pi)
+    assert distance[0].item() == pytest.approx(math.sqrt(2 - 2 * math.sqrt(3 / math.pi)), abs=1e-3)
+    assert distance[1] < 0.02
+
+
+def test_classes_that_differ_in_their_mean_alone_have_the_variance_within_them():
+    label = torch.arange(400) % 2
+    latents = draw(400, 3, 4, 4) + 3 * label[:, None, None, None]
+    record = measure_local_geometry(Stored(latents, label), num_points=800, num_anchors=5)
+    everything, inside, near, gaussian = record.parts
+    # one unit of variance in each of 3 channels, and 9/4 more between classes: 3 / (3 + 3 * 9/4) within
+    share = inside.values["variance / that of all tokens"]
+    assert share.count == 2
+    assert share.value == pytest.approx(4 / 13, rel=0.05)
+    assert inside.values["effective rank"].value == pytest.approx(3, abs=0.02)
+    assert everything.values["effective rank"].value < 2
+    assert near.values["variance / that of all tokens"].value < share.value
+    assert gaussian.name == "in a neighbourhood of a Gaussian"
+
+
+def test_the_close_up_of_a_gaussian_is_that_of_its_own_draws():
+    record = measure_local_geometry(Stored(draw(400, 3, 4, 4), torch.zeros(400, dtype=torch.int64)), num_points=2000)
+    everything, near, gaussian = record.parts  # one class is no class
+    for name in ("effective rank", "variance / that of all tokens"):
+        assert near.values[name].value == pytest.approx(gaussian.values[name].value, rel=0.15)
+    assert everything.values["intrinsic dimension (TwoNN)"].value == pytest.approx(3, abs=0.4)
+    figure = record.figures["distance from Gaussian"]
+    assert np.max(figure.lines["latents"][1]) < 0.1
+
+
+def test_too_few_tokens_are_refused():
+    with pytest.raises(ValueError, match="at least 100 tokens, got 16"):
+        measure_local_geometry(Stored(draw(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64)))

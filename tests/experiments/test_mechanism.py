@@ -1,0 +1,91 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jlt.data import Affine
+from jlt.experiments.mechanism import TIMES, direction_errors, measure_mechanism, run_names
+from jlt.flow import geometry, target
+
+SPECTRUM = torch.tensor([5.0, 1.0, 0.1], dtype=torch.float64)
+AFFINE = Affine((0.0,) * 3, (1.0,) * 3)
+
+
+class Gaussian(nn.Module):
+    """The best denoiser of N(0, diag(SPECTRUM)) in a target's own terms, with what it errs by added."""
+
+    def __init__(self, name: str, gain: float = 1.0) -> None:
+        super().__init__()
+        self.name, self.gain, self.anchor = name, gain, nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(shape=(3, 4, 4))
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        best = geometry.optimal_coefficient(SPECTRUM, *target(self.name).coefficients(0.0), t.double()[:, None])
+        return (self.gain * best[:, :, None, None] * z).float()
+
+
+def run(name: str, gain: float = 1.0, **changes: Any) -> Any:
+    found = {
+        "model": Gaussian(name, gain), "target": target(name), "representation": SimpleNamespace(fingerprint="r"),
+        "affine": AFFINE, "header": {"step": 1}, "fingerprint": "w",
+    }  # fmt: skip
+    return SimpleNamespace(**{**found, **changes})
+
+
+def stored(count: int = 400) -> Any:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(count, 3, 4, 4, generator=generator) * SPECTRUM.sqrt().float()[:, None, None]
+    manifest = SimpleNamespace(representation_fingerprint="r", affine=AFFINE, split="held-out")
+
+    class Stored:
+        shape, labels = (3, 4, 4), torch.zeros(count, dtype=torch.int64)
+
+        def __len__(self) -> int:
+            return count
+
+        def gather(self, indices: Tensor) -> Tensor:
+            return x[indices]
+
+    Stored.manifest = manifest  # type: ignore[attr-defined]
+    return Stored()
+
+
+@pytest.mark.parametrize("name", ["x", "v", "eps"])
+def test_the_best_gaussian_denoiser_errs_by_the_closed_form_in_every_direction(name):
+    errors = direction_errors(run(name), stored(), torch.eye(3, dtype=torch.float64))
+    closed = geometry.conditional_variance(SPECTRUM, 1, 0, torch.tensor(TIMES, dtype=torch.float64)[:, None])
+    # a mean of 6,400 squares has a standard error of sqrt(2/6400) = 1.8 %
+    torch.testing.assert_close(errors, closed, rtol=0.09, atol=1e-6)
+
+
+def test_the_record_compares_runs_with_the_first_and_the_basis_does_not_matter_to_a_perfect_one():
+    basis = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    record = measure_mechanism({"x": run("x"), "v": run("v"), "worse": run("v", 0.5)}, stored(), SPECTRUM.diag())
+    assert [part.name for part in record.parts] == ["x", "v", "worse"]
+    for value in record.parts[0].values.values():
+        assert value.value == pytest.approx(1, rel=0.09)
+    same = record.figures["v over x"].lines["largest variances"][1]
+    assert same == pytest.approx([1.0] * len(TIMES), rel=1e-3)  # float32's rounding, over 1 - t = 0.05
+    assert min(record.figures["worse over x"].lines["smallest variances"][1]) > 1
+    total = direction_errors(run("x"), stored(), basis).sum(1)
+    torch.testing.assert_close(total, direction_errors(run("x"), stored(), torch.eye(3).double()).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"representation": SimpleNamespace(fingerprint="other")}, "x was trained with representation other, it is r"),
+        ({"header": {"step": 1, "noise_scale": 2.0}}, "x was trained with noise scale 2.0, it is 1.0 here"),
+    ],
+)
+def test_a_run_of_other_latents_or_noise_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        measure_mechanism({"x": run("x", **changes)}, stored(), SPECTRUM.diag())
+
+
+def test_runs_are_named_by_their_folders_unless_those_are_equal():
+    assert run_names((Path("a/x"), Path("a/v"))) == ["x", "v"]
+    assert run_names((Path("a/x"), Path("b/x"))) == ["a/x", "b/x"]
