@@ -74,3 +74,9 @@ def test_the_close_up_of_a_gaussian_is_that_of_its_own_draws():
 def test_too_few_tokens_are_refused():
     with pytest.raises(ValueError, match="at least 100 tokens, got 16"):
         measure_local_geometry(Stored(draw(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64)))
+
+
+def test_tokens_whose_covariance_does_not_fit_are_refused_before_it_is_tried():
+    stored = Stored(torch.zeros(2, 17, 16, 16), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="may have 4096 numbers, these have 4352"):
+        measure_local_geometry(stored, None)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jlt.flow import TARGETS, TimeDensity, geometry, interpolate, loss, target
 from jlt.flow.capacity import fates, forecast, loss_weight, quadrature, recommend
+from jlt.flow.targets import residual
 
 SPECTRUM = torch.tensor([6.0, 2.5, 1.2, 0.5, 0.1, 0.02], dtype=torch.float64)
 FEW = quadrature(TimeDensity(), 8)
@@ -212,3 +213,11 @@ def test_error_and_samples_disagree_on_a_spectrum_with_few_large_variances_and_m
     x, v = (forecast(fates(spectrum, TARGETS[name], TARGETS["v"], MANY), 64) for name in ("x", "v"))
     assert x.x_error < v.x_error
     assert x.frechet > v.frechet  # v leaves noise of deviation 1 where 0.66 is wanted, x leaves nothing
+
+
+def test_a_target_whose_skip_is_the_optimal_linear_denoiser_needs_no_rank_on_gaussian_latents():
+    directions = fates(SPECTRUM, residual(SPECTRUM), TARGETS["v"], MANY, floor=0.0)
+    nothing = forecast(directions, 0)
+    torch.testing.assert_close(nothing.variance, SPECTRUM, rtol=1e-3, atol=0)  # midpoints where t nears 1
+    assert directions.score.max() < 1e-20
+    assert nothing.x_error == pytest.approx(forecast(directions, 6).x_error)

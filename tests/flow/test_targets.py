@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jlt.flow import TARGETS, Target, convert, interpolate, target, velocity
+from jlt.flow import TARGETS, Target, convert, geometry, interpolate, target, velocity
+from jlt.flow.targets import residual
 
-NAMES = ["x", "eps", "v", "k=0.25", "k=0.9"]
+NAMES = ["x", "eps", "v", "k=0.25", "k=0.9", "residual=0.5"]
 inner_times = st.floats(0.01, 0.99)
 names = st.sampled_from(NAMES)
 
@@ -117,4 +118,31 @@ def test_coefficients_may_depend_on_time_and_channel() -> None:
 )
 def test_an_unknown_target_is_refused_with_the_options(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        target(name)
+
+
+@given(st.floats(0.01, 20), inner_times)
+def test_the_residual_has_unit_variance_and_a_prediction_of_0_is_the_optimal_linear_denoiser(
+    variance: float, t: float
+) -> None:
+    c_x, c_eps = residual(variance).coefficients(t)
+    assert geometry.target_spectrum(variance, c_x, c_eps).item() == pytest.approx(1)
+    assert geometry.optimal_coefficient(variance, c_x, c_eps, t).item() == pytest.approx(0, abs=1e-9)
+    z, _ = pair()
+    read = convert(torch.zeros_like(z), z, t, residual(variance), TARGETS["x"])
+    torch.testing.assert_close(read, geometry.optimal_coefficient(variance, 1, 0, t) * z)
+
+
+def test_a_residual_may_have_a_variance_for_every_channel() -> None:
+    (x, eps), variances = pair(), torch.tensor([4.0, 1.0, 0.1], dtype=torch.float64)[:, None, None]
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    z, skip = interpolate(x, eps, t), residual(variances)
+    torch.testing.assert_close(convert(skip.mix(x, eps, t), z, t, skip, TARGETS["x"]), x, rtol=1e-10, atol=1e-10)
+    alone = residual(0.1).mix(x[:, 2], eps[:, 2], t)
+    torch.testing.assert_close(skip.mix(x, eps, t)[:, 2], alone)
+
+
+@pytest.mark.parametrize("name", ["residual=0", "residual=-1", "residual=inf", "residual=nan", "residual=a"])
+def test_a_residual_of_no_variance_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="residual must be"):
         target(name)

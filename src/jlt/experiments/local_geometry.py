@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jlt.evaluation.records import Figure, Record, Value, mean_and_spread
-from jlt.experiments.geometry import patches
+from jlt.experiments.geometry import DENSE, patches
 from jlt.flow import geometry
 
 LEAST_CLASS = 2  # times the dimension: tokens that a class needs for a covariance of its own
@@ -46,6 +46,9 @@ def measure_local_geometry(
     A neighbourhood is a token's nearest tokens by Euclidean distance: four times the dimension, at most a twentieth of
     `num_points`. Means and standard deviations are over classes, and over `num_anchors` neighbourhoods.
     """
+    shape = latents.gather(torch.zeros(1, dtype=torch.int64)).shape
+    if (numbers := shape[1] * (patch_size**2 if patch_size else shape[2] * shape[3])) > DENSE:
+        raise ValueError(f"tokens close up may have {DENSE} numbers, these have {numbers}; --no-local leaves them out")
     index = torch.arange(min(len(latents), max_images)) * len(latents) // min(len(latents), max_images)
     cut = [patches(latents.gather(part), patch_size).double() for part in index.split(500)]
     tokens = torch.cat(cut)

@@ -89,7 +89,7 @@ def quadrature(density: TimeDensity, count: int = TIMES) -> Float[Tensor, " n"]:
     return density.quantile((torch.arange(count, dtype=torch.float64) + 0.5) / count)
 
 
-def loss_weight(of: Target, space: Target, t: Float[Tensor, "*n"], floor: float) -> Float[Tensor, "*n"]:
+def loss_weight(of: Target, space: Target, t: Float[Tensor, "..."], floor: float) -> Float[Tensor, "..."]:
     """Return by what w(t) the squared error of y is multiplied in the loss of another space (jlt.flow.loss)."""
     if of.name == space.name:
         return torch.ones_like(t)
@@ -181,7 +181,7 @@ def recommend(
     )
 
 
-def _floored_det(of: Target, t: Float[Tensor, "*n"], floor: float) -> Float[Tensor, "*n"]:
+def _floored_det(of: Target, t: Float[Tensor, "..."], floor: float) -> Float[Tensor, "..."]:
     c_x, c_eps = of.coefficients(t)
     det: Tensor = torch.as_tensor(floored(of.det(t), torch.as_tensor(c_eps - c_x), floor))
     return det

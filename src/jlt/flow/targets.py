@@ -14,6 +14,7 @@ which is the one formula of this module: `velocity` is its case b = (1, -1). Coe
 broadcast to `z`: they may depend on `t`, or, where `z` is written in an orthogonal channel basis, on the channel.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,17 +57,42 @@ TARGETS = {
 }
 
 
+def residual(variance: float | Tensor, name: str = "residual") -> Target:
+    """Return the target that a Gaussian of this variance leaves to the network: nothing that z could tell linearly.
+
+    For x ~ N(0, lambda), y = ((1 - t) x - t lambda eps) / sqrt(lambda Var z) has variance 1 and no correlation with z,
+    so a prediction of 0 is read as the optimal linear denoiser x = t lambda z / Var z: the skip connection is that
+    denoiser (EDM's preconditioning, arXiv 2206.00364, eq. 7, is the case of one lambda). It is x - k eps with
+    k = t lambda / (1 - t), in other units. `variance` above 0 is a number, or a tensor of one a direction that
+    broadcasts to `z` where `z` is written in those directions. |det| = sqrt(Var z / lambda) is 0 nowhere.
+    """
+
+    def coefficients(t: Time) -> tuple[Coefficient, Coefficient]:
+        deviation = (t**2 * variance + (1 - t) ** 2) ** 0.5
+        return (1 - t) / (variance**0.5 * deviation), -t * variance**0.5 / deviation
+
+    return Target(name, coefficients)
+
+
 def target(name: str) -> Target:
-    """Return the target of that name: "x", "eps", "v", or "k=0.25" for `y = x - k eps` with k in [0, 1]."""
-    if name.startswith("k="):
+    """Return the target of that name.
+
+    "x", "eps", "v"; "k=0.25" for `y = x - k eps` with k in [0, 1]; "residual=1" for `residual` with that variance.
+    """
+    kind, has_number, text = name.partition("=")
+    if has_number and kind in ("k", "residual"):
         try:
-            k = float(name[2:])
+            number = float(text)
         except ValueError:
-            raise ValueError(f"target {name!r}: k must be a number, got {name[2:]!r}") from None
-        if not 0 <= k <= 1:
-            raise ValueError(f"target {name!r}: k must be in [0, 1], got {k}")
-        return {0.0: TARGETS["x"], 1.0: TARGETS["v"]}.get(k) or _constant(f"k={k:g}", 1.0, -k)
-    return files.choose("target", name, {**TARGETS, "k=K": TARGETS["x"]})
+            raise ValueError(f"target {name!r}: {kind} must be a number, got {text!r}") from None
+        if kind == "residual":
+            if not 0 < number < math.inf:
+                raise ValueError(f"target {name!r}: residual must be above 0 and finite, got {number}")
+            return residual(number, f"residual={number:g}")
+        if not 0 <= number <= 1:
+            raise ValueError(f"target {name!r}: k must be in [0, 1], got {number}")
+        return {0.0: TARGETS["x"], 1.0: TARGETS["v"]}.get(number) or _constant(f"k={number:g}", 1.0, -number)
+    return files.choose("target", name, {**TARGETS, "k=K": TARGETS["x"], "residual=VARIANCE": TARGETS["x"]})
 
 
 def expand(t: Time, z: Tensor) -> Time:

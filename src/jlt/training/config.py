@@ -19,7 +19,7 @@ class TrainConfig:
     But for two: it trains in bfloat16 and on mirrored images too, which the presets of its runs switch on.
 
     Attributes:
-        target: what the network predicts: x, eps, v, or k=K for x - K eps.
+        target: what the network predicts: x, eps, v, k=K for x - K eps, or residual=VARIANCE.
         loss_space: the space in which the prediction is scored: x, eps or v.
         loss_weight: weight of the loss over t: constant, or min-snr-5 (SNR = t^2 / (1 - t)^2).
         times: density of the training time t; its shift above 1 moves it towards the noise.
