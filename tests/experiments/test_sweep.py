@@ -118,8 +118,8 @@ def test_held_out_images_are_the_reference_where_none_is_given(
     assert main([*arguments, "--scale", "1", "2", "--interval", "0", "1", "--steps", "2", "--by", "KD"]) == 0
     record = records.read(tmp_path / "record.json")
     assert record.settings["reference's images"].startswith("10 of ")
-    assert record.parts[2].name == "10 held-out images, encoded and decoded"
-    assert record.parts[2].values["FD (pixels 8 x 8)"].value < record.parts[0].values["FD (pixels 8 x 8)"].value
+    assert record.parts[1].name == "10 held-out images, encoded and decoded"
+    assert record.parts[1].values["FD (pixels 8 x 8)"].value < record.parts[0].values["FD (pixels 8 x 8)"].value
     assert [part.kind for part in record.parts if part.parts] == ["by class", "points"]
 
 
