@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from jlt.cli import main
-from jlt.data import encode
+from jlt.data import encode, real_images
 from jlt.data.idx import Arrays
 from jlt.evaluation import inception, records, references
+from jlt.evaluation.distances import kernel_distance
 from jlt.evaluation.features import Pixels
-from jlt.evaluation.protocol import measure, reference
+from jlt.evaluation.protocol import by_class, measure, reference
 from jlt.experiments.benchmark import benchmark, make_reference
 from jlt.experiments.evaluate import Sampling
 from jlt.training import TrainConfig, train
 
 Fork = Callable[..., subprocess.CompletedProcess[str]]
+CONFIG = TrainConfig(size="1x16x2", steps=12, batch_size=6, warmup_steps=1, learning_rate=1e-2, ema_decays=(0.5,))
 SAMPLING = Sampling(num_images=31, steps=2, batch_size=6)
 
 
@@ -35,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.ascontiguousarray(pictures(40, 0)[..., :1].transpose(0, 3, 1, 2))
     source = Arrays("mnist", images, np.arange(40) % 4, ("a", "b", "c", "d"), "test")
     encode(source, folder / "latents", stride=2, num_held_out=10)
-    train(TrainConfig(size="1x16x2", steps=4, batch_size=6, warmup_steps=1), folder / "latents", folder / "run")
+    train(CONFIG, folder / "latents", folder / "run")
     return folder / "run"
 
 
@@ -74,7 +77,7 @@ def test_a_record_states_how_its_images_were_made_and_with_what_they_were_compar
     assert path is not None
     record = records.read(path)
     expected = {
-        "solver": "heun", "steps": 2, "guidance_scale": 2.9, "guidance_interval": [0.1, 1.0], "weights": "ema-0.9999",
+        "solver": "heun", "steps": 2, "guidance_scale": 2.9, "guidance_interval": [0.1, 1.0], "weights": "ema-0.5",
         "num_images": 31, "seed": 0, "labels": "in turn over 4 classes", "reference": "real.npz",
         "reference's images": f"80 of npz:{real.parent / 'images.npz'}", "extractor": "pixels 8 x 8",
         "images compared for KD, precision, recall, density, coverage": "31 with 50",
@@ -194,3 +197,74 @@ def test_what_cannot_be_compared_is_one_line(run: Path, real: Path, tmp_path: Pa
         assert error.count("\n") == 1
     assert main(["reference", images, str(tmp_path / "r.json"), "--extractor", "pixels"]) == 2
     assert "does not end in .npz" in capsys.readouterr().err
+
+
+def test_seeds_give_each_value_its_mean_and_spread(run: Path, real: Path, tmp_path: Path) -> None:
+    alone = [
+        values(benchmark(str(run), real, tmp_path / str(seed), replace(SAMPLING, seed=seed), "pixels"))
+        for seed in (3, 4)
+    ]
+    path = benchmark(str(run), real, tmp_path / "both", SAMPLING, "pixels", seeds=(3, 4))
+    name, found = "FD (pixels 8 x 8)", values(path)
+    a, b = (each[name].value for each in alone)
+    assert found[name].value == pytest.approx((a + b) / 2, rel=1e-12)
+    assert found[name].spread == pytest.approx(abs(a - b) / 2**0.5, rel=1e-9)
+    assert (found[name].count, found["evaluations"]) == (2, alone[0]["evaluations"])
+    assert path is not None
+    assert records.read(path).settings["seeds"] == [3, 4]
+    assert "seed" not in records.read(path).settings
+
+
+def test_guidance_is_measured_as_it_is_asked_for(run: Path, real: Path, tmp_path: Path) -> None:
+    rules = {"apg": replace(SAMPLING, guidance="apg:eta=0.5"), "auto": replace(SAMPLING, guidance="auto", guide=run)}
+    for name, sampling in rules.items():
+        path = benchmark(str(run), real, tmp_path / name, sampling, "pixels")
+        assert path is not None
+        settings = records.read(path).settings
+        assert settings["guidance"] == sampling.guidance
+        assert (settings["guide"] is None) == (name == "apg")
+
+
+def test_a_run_is_measured_by_class_beside_its_representations_ceiling(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.ascontiguousarray(pictures(40, 0)[..., :1].transpose(0, 3, 1, 2))
+    source = Arrays("mnist", images, np.arange(40) % 4, ("a", "b", "c", "d"), "test")
+    monkeypatch.setattr("jlt.data.encoding.open_source", lambda *arguments: source)
+    latents = run.parent / "latents"
+    make_reference(str(latents), tmp_path / "images.npz", "pixels")
+    make_reference(str(latents), tmp_path / "decoded.npz", "pixels", decoded=True)
+    made = references.read(tmp_path / "decoded.npz", Pixels(8))
+    assert "training images, encoded and decoded by patch-pca" in made.name
+    assert made.image_size == "8 x 8"
+    path = benchmark(str(run), tmp_path / "images.npz", tmp_path / "out", SAMPLING, "pixels", latents=latents)
+    assert path is not None
+    record = records.read(path)
+    ceiling, classes = record.parts[2:]
+    assert ceiling.name == "10 held-out images, encoded and decoded"
+    against = references.read(tmp_path / "images.npz", Pixels(8))
+    held_out = torch.from_numpy(
+        np.stack([image for image, _ in (real_images(latents, "held-out")[i] for i in range(10))])
+    )
+    expected = measure(held_out, against, Pixels(8))["FD (pixels 8 x 8)"].value
+    assert ceiling.values["FD (pixels 8 x 8)"].value == pytest.approx(
+        expected, rel=1e-3
+    )  # PCA of all channels, 16 bits
+    assert set(classes.parts[0].values) == {"a", "b", "c", "d"}
+    assert record.settings["reference's image size"] == record.settings["image size"] == "8 x 8"
+    stored = torch.cat([load_file(file)["images"] for file in sorted((tmp_path / "out" / "samples").glob("*.safe*"))])
+    seen = reference(stored, Pixels(8), "samples", labels=torch.arange(31) % 4)
+    assert {name: value.value for name, value in classes.parts[0].values.items()} == pytest.approx(
+        {"abcd"[k]: distance for k, distance in by_class(seen, against).items()}, rel=1e-6
+    )
+
+
+def test_the_distance_of_a_class_is_that_of_its_images_alone() -> None:
+    images = torch.from_numpy(pictures(30, 5)).permute(0, 3, 1, 2)
+    labels = torch.tensor([0, 1, -1]).repeat(10)
+    ours, theirs = (reference(images[i::2], Pixels(4), "", labels=labels[i::2]) for i in (0, 1))
+    found = by_class(ours, theirs)
+    assert set(found) == {0, 1}  # images without a label are of no class
+    for k in found:
+        sides = [Pixels(4)(images[i::2][labels[i::2] == k]) for i in (0, 1)]
+        assert found[k] == pytest.approx(kernel_distance(*sides), rel=1e-12)

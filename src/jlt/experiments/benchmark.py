@@ -299,6 +299,8 @@ def floor(reference: Reference, extractor: Extractor, count: int) -> Record | No
     """Return what real images score: those kept of the reference, as many as are measured if there are so many."""
     if reference.features is None or min(len(reference.features), count) < 2:
         return None
+    if reference.count is not None and count >= reference.count:
+        return None  # all of its images are at distance 0 from it, and tell nothing
     # drawn at random: a set may be ordered by class, so its first images are no fair draw
     drawn = torch.randperm(len(reference.features), generator=torch.Generator().manual_seed(0))[:count]
     some = reference.features[drawn]
