@@ -1,11 +1,14 @@
 """`jlt sample`: labels, formats and pictures of one small run."""
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from jlt.cli import main
 from jlt.data import encode
@@ -83,3 +86,55 @@ def test_images_between_two_are_drawn(run: Path, tmp_path: Path) -> None:
     assert main(["interpolate", str(run), str(tmp_path), "--num", "4", "--steps", "2", "--label", "bee"]) == 0
     with Image.open(tmp_path / "interpolate.png") as picture:
         assert picture.size == (4 * 64 + 3 * 2, 64)
+
+
+RANKS = """
+import sys
+import torch
+from jlt.cli import main
+torch.set_num_threads(1)
+sys.exit(max(forked(3, lambda rank: sys.exit(main(sys.argv[1:])))))
+"""
+
+
+def test_no_image_depends_on_the_number_of_processes(
+    run: Path, tmp_path: Path, fork: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    options = ["--batch-size", "2"]  # 3 batches, and a stopped making has left the first
+    assert sample(run, tmp_path / "one", *options) == 0
+    (tmp_path / "many").mkdir()
+    for name in ("samples.json", "images-00000.safetensors"):
+        (tmp_path / "many" / name).write_bytes((tmp_path / "one" / name).read_bytes())
+    done = fork(RANKS, "sample", run, tmp_path / "many", "--num", 5, "--steps", 3, *options)
+    assert done.returncode == 0, done.stderr
+    one, many = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    for name in one:
+        if name.endswith(".safetensors"):  # their headers tell how long each took
+            first, second = load_file(one[name]), load_file(many[name])
+            assert all((first[key] == second[key]).all() for key in ("images", "latents"))
+        elif name.endswith(".png"):
+            assert one[name].read_bytes() == many[name].read_bytes()
+
+
+def test_a_batch_size_is_found_once_and_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jlt.sampling.memory.free_bytes", lambda device: 2**18)
+    assert sample(run, tmp_path / "out", "--batch-size", "auto") == 0
+    found = json.loads((tmp_path / "out" / "samples.json").read_text())["batch_size"]
+    assert 1 <= found < 256
+    monkeypatch.setattr("jlt.sampling.memory.free_bytes", lambda device: 2**30)
+    assert sample(run, tmp_path / "out", "--batch-size", "auto") == 0  # another would be refused as other settings
+
+
+def test_images_of_four_channels_are_numbers_and_not_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 8, 8), dtype=np.uint8)
+    encode(Arrays("mnist", images, np.arange(12) % 3, ("a", "b", "c"), "test"), tmp_path / "latents", stride=2)
+    train(TrainConfig(size="1x16x1", steps=1, batch_size=4), tmp_path / "latents", tmp_path / "run")
+    assert sample(tmp_path / "run", tmp_path / "out") == 2
+    assert "images have 4 channels, pictures 1 or 3; --format npz takes any number" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert sample(tmp_path / "run", tmp_path / "out", "--format", "npz") == 0
+    with np.load(tmp_path / "out" / "images.npz") as file:
+        assert file["arr_0"].shape == (5, 8, 8, 4)

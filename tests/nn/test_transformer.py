@@ -270,3 +270,13 @@ def test_an_impossible_configuration_is_refused(change: dict[str, int], message:
 )
 def test_a_model_has_one_name(target: str, config: TransformerConfig, name: str) -> None:
     assert model_name(target, config) == name
+
+
+@pytest.mark.parametrize("config", [SMALL, JIT])
+def test_images_may_share_their_conditions(config: TransformerConfig) -> None:
+    model = awake(config).double()
+    z, t, label = torch.randn(4, *config.shape).double(), torch.full((4,), 0.3).double(), torch.tensor([5, 2, 2, 5])
+    own = model(z, t, label)
+    shared = model(z, t[:1], torch.tensor([2, 5]), rows=torch.tensor([1, 0, 0, 1]))
+    torch.testing.assert_close(shared, own, rtol=1e-12, atol=1e-12)  # rounding
+    torch.testing.assert_close(model(z[1:3], t[:1], label[1:2]), own[1:3], rtol=1e-12, atol=1e-12)

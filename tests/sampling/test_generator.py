@@ -121,7 +121,7 @@ class Exact(Transformer):
         super().__init__(TransformerConfig(8, 3, 1, 8, 1, 1, 0))
         self.variance, self.scale = variance, scale
 
-    def forward(self, z: torch.Tensor, t: torch.Tensor, *_: object) -> torch.Tensor:
+    def forward(self, z: torch.Tensor, t: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         t = t[:, None, None, None]
         return t * self.variance / (t**2 * self.variance + (1 - t) ** 2 * self.scale**2) * z
 

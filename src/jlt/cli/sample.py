@@ -2,7 +2,7 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -11,7 +11,8 @@ from PIL import Image
 from jlt import files
 from jlt.experiments import film, plots
 from jlt.experiments.evaluate import balanced_labels
-from jlt.sampling import FORMATS, Stored, batches, default_scale, generate, load
+from jlt.processes import joined
+from jlt.sampling import FORMATS, Making, Stored, batches, default_scale, fitting_batch_size, generate, load
 
 
 def run(
@@ -29,8 +30,9 @@ def run(
     guidance: str = "cfg",
     guide: Path | None = None,
     weights: str = "ema",
-    batch_size: int = 100,
+    batch_size: int | Literal["auto"] = 100,
     device: str = "cpu",
+    compile: bool = False,
     decoder: str | None = None,
     format: str = "png",
     strip: bool = False,
@@ -38,6 +40,8 @@ def run(
     json: bool = False,
 ) -> None:
     """Make images with a trained run: files, a grid, and samples.json that says how; stopped, it goes on again.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m jlt sample ... --device cuda
 
     Args:
         source: a run folder (its last checkpoint) or a checkpoint folder.
@@ -53,8 +57,9 @@ def run(
         guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.
         guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
         weights: ema (the first average), model, or the decay of an average.
-        batch_size: images at once.
-        device: where the network runs: cpu, cuda, mps.
+        batch_size: images at once, or auto: as many as half of the free memory takes, at most 256.
+        device: where the network runs: cpu, cuda (under torchrun each process has its own), mps.
+        compile: compile the network's blocks: a minute at first, then faster.
         decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2.
         format: png (a file an image), tar (WebDataset), or npz (arr_0 as the ADM evaluator reads it).
         strip: also draw strip.png, the path of 4 images: z above the predicted x, a column a time.
@@ -64,26 +69,35 @@ def run(
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
     write = files.choose("format", format, FORMATS)
-    generator = load(source, weights, device, decoder)
-    classes, names = generator.model.config.num_classes, generator.class_names
-    labels = balanced_labels(num, classes) if label == "balanced" else torch.full((num,), generator.label(label))
-    how: dict[str, Any] = {
-        "seed": seed,
-        "solver": solver,
-        "grid": grid,
-        "steps": steps,
-        "scale": default_scale(classes) if scale is None else scale,
-        "interval": interval,
-        "guidance": guidance,
-        "guide": None if guide is None else load(guide, device=device),
-    }
-    generate(generator, labels, out, batch_size=batch_size, keep=False, **how)
+    with joined() as processes:
+        generator = load(source, weights, device, decoder, compile)
+        classes, names = generator.model.config.num_classes, generator.class_names
+        channels = generator.representation.image_channels
+        if channels not in (1, 3) and (format != "npz" or strip or gif):
+            raise ValueError(f"images have {channels} channels, pictures 1 or 3; --format npz takes any number")
+        labels = balanced_labels(num, classes) if label == "balanced" else torch.full((num,), generator.label(label))
+        how: dict[str, Any] = {
+            "seed": seed,
+            "solver": solver,
+            "grid": grid,
+            "steps": steps,
+            "scale": default_scale(classes) if scale is None else scale,
+            "interval": interval,
+            "guidance": guidance,
+            "guide": None if guide is None else load(guide, device=device, compile=compile),
+        }
+        if batch_size == "auto":
+            batch_size = fitting_batch_size(generator, Making(**how), out, processes)
+        generate(generator, labels, out, batch_size=batch_size, keep=False, processes=processes, **how)
+        if processes.rank:
+            return
     first = next(batches(out))[:100]
     named = ["no class" if k == classes else names[k] for k in labels.tolist()] if names and classes else None
     stored = Stored(batches(out), labels.tolist() if classes else None, num, first.shape[1:], names)
     write(out, stored)
-    captions = None if named is None else [name.split(",")[0][:12] for name in named[: len(first)]]
-    save(out / "grid.png", plots.grid(first, 10, captions))
+    if channels in (1, 3):
+        captions = None if named is None else [name.split(",")[0][:12] for name in named[: len(first)]]
+        save(out / "grid.png", plots.grid(first, 10, captions))
     if strip or gif:
         path = film.film(generator, labels[: 4 if strip else 10], **how)
         if strip:

@@ -1,9 +1,10 @@
 """The backbone that all targets share, to the last weight (paper, "Backbone").
 
 Called as `model(z, t, label)` with `z` (B, C, S, S), `t` (B,) in [0, 1], and `label` (B,) in [0, num_classes], where
-`num_classes` itself means "no class"; the output has the shape of `z`. Sizes are in letters: B batch, N tokens,
-D hidden size, H heads, P = patch_size^2 * C numbers a token. Tokens are in row-major order, a token's numbers in
-(row, column, channel) order. Runs on any device and dtype; attention is PyTorch's scaled dot product.
+`num_classes` itself means "no class"; the output has the shape of `z`. Sizes are in letters: B batch, U different
+conditions (U = B unless images share them), N tokens, D hidden size, H heads, P = patch_size^2 * C numbers a token.
+Tokens are in row-major order, a token's numbers in (row, column, channel) order. Runs on any device and dtype;
+attention is PyTorch's scaled dot product.
 
 Three options come from JiT (arXiv 2511.13720) and are off unless asked for: a bottleneck in the patch embedding,
 class tokens in context, and dropout. Off, they leave no weight, no number and no cost.
@@ -193,19 +194,22 @@ class Transformer(nn.Module):
     def forward(
         self,
         z: Float[Tensor, "b c s s"],
-        t: Float[Tensor, " b"],
-        label: Int[Tensor, " b"] | None = None,
+        t: Float[Tensor, " t"],
+        label: Int[Tensor, " u"] | None = None,
         dropout: Dropout | None = None,
+        rows: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c s s"]:
         """Return the prediction `y`; `label` is needed unless the network is unconditional, and then is ignored.
 
+        A `t` or a `label` of length 1 is that of all images. With `rows`, `t` and `label` are the different conditions,
+        image i has the one numbered rows[i], and what depends on conditions alone is worked out once for each.
         Training passes what `dropout` draws from; without it nothing is dropped, whatever the configuration.
         """
         config = self.config
-        condition = self.time(t)  # (B, D)
+        condition = self.time(t)  # (U, D)
         if self.label is not None:
             assert label is not None, "a class-conditional network needs labels; num_classes means no class"
-            embedding = self.label(label)  # (B, D)
+            embedding = self.label(label)  # (U, D)
             condition = condition + embedding
         condition = F.silu(condition)
         x = patchify(z, config.patch_size)  # (B, N, P)
@@ -213,11 +217,11 @@ class Transformer(nn.Module):
         rotation = self.rotation[:, config.in_context_tokens :]
         for i, block in enumerate(self.blocks):
             if self.class_position is not None and i == config.in_context_start:
-                tokens = embedding.unsqueeze(1) + self.class_position  # (B, K, D)
+                tokens = pick(embedding, rows).expand(len(x), -1, -1) + self.class_position  # (B, K, D)
                 x, rotation = torch.cat([tokens.to(x.dtype), x], dim=1), self.rotation  # (B, K + N, D)
-            x = block(x, condition, rotation, dropout)
+            x = block(x, condition, rotation, dropout, rows)
         x = x[:, config.in_context_tokens :]
-        shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = pick(self.modulation(condition), rows).chunk(2, dim=-1)
         x = self.output(modulated_norm(x, self.norm.weight, shift, scale))  # (B, N, P)
         return unpatchify(x, self.config)
 
@@ -241,10 +245,18 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(d, 2 * width)
         self.mlp_out = nn.Linear(width, d)
 
-    def forward(self, x: Tensor, condition: Tensor, rotation: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """Map tokens (B, N, D) under SiLU(condition) (B, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        rotation: Tensor,
+        dropout: Dropout | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Map tokens (B, N, D) under SiLU(condition) (U, D)."""
         dropout = dropout if self.drop_rate else None
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).unsqueeze(1).chunk(6, dim=-1)
+        modulations = pick(self.modulation(condition), rows)  # (B, 1, 6 D)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations.chunk(6, dim=-1)
         tokens = modulated_norm(x, self.norm_attention.weight, shift_a, scale_a)
         x = torch.addcmul(x, gate_a, self.attention(tokens, rotation, dropout))
         tokens = modulated_norm(x, self.norm_mlp.weight, shift_m, scale_m)
@@ -280,6 +292,11 @@ class TimeEmbedding(nn.Module):
         angle = t.float()[:, None] * self.frequency.float()
         embedding = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.hidden.weight.dtype)
         return self.out(F.silu(self.hidden(embedding)))
+
+
+def pick(conditions: Tensor, rows: Tensor | None) -> Tensor:
+    """Return each image's row of (U, D) with an axis for its tokens (B, 1, D); without `rows` they are in order."""
+    return (conditions if rows is None else conditions[rows]).unsqueeze(1)
 
 
 def modulated_norm(x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

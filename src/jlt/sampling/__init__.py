@@ -4,6 +4,7 @@ from jlt.sampling.field import GUIDANCE, SCHEDULES, Field, Guide, classifier_fre
 from jlt.sampling.generator import Generator, Making, Samples, load
 from jlt.sampling.grids import GRIDS, time_grid
 from jlt.sampling.inversion import invert, slerp
+from jlt.sampling.memory import fitting_batch_size
 from jlt.sampling.output import FORMATS, Stored
 from jlt.sampling.solvers import SOLVERS, euler, heun
 from jlt.sampling.storage import batches, generate
@@ -24,6 +25,7 @@ __all__ = [
     "classifier_free",
     "default_scale",
     "euler",
+    "fitting_batch_size",
     "generate",
     "guided",
     "heun",

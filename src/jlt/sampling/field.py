@@ -32,15 +32,48 @@ class Prediction(NamedTuple):
 
 @dataclass
 class Passes:
-    """Counts a network's forward passes: one batched call on two halves is two passes an image."""
+    """Runs a network at one time for a whole batch, and counts its forward passes.
 
-    model: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    Attributes:
+        model: called as `model(z, t, label)`.
+        shares: whether `model` takes `rows`, as jlt.nn.Transformer does: then one time is embedded instead of a batch
+            of them, and every class once, and so are the modulations that follow from them.
+        together: the most images whose two passes of guidance are one call; more are two calls.
+        count: forward passes an image; one call on two halves is two.
+    """
+
+    model: Callable[..., Tensor]
+    shares: bool = False
+    together: float = math.inf
     count: int = 0
+    seen: dict[Tensor, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)  # a batch's labels, by identity
+    pairs: dict[Tensor, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __call__(self, z: Tensor, t: float, label: Tensor | None) -> Tensor:
-        """Run the network at one time for the whole batch."""
+        """Run the network once."""
         self.count += 1
-        return self.model(z, torch.full((len(z),), t, device=z.device, dtype=z.dtype), label)
+        if not self.shares:
+            return self.model(z, torch.full((len(z),), t, device=z.device, dtype=z.dtype), label)
+        time = torch.full((1,), t, device=z.device, dtype=z.dtype)
+        if label is None:
+            return self.model(z, time)
+        if label not in self.seen:  # once a batch, since it waits for the device
+            different, rows = torch.unique(label, return_inverse=True)
+            self.seen[label] = (different, rows) if len(different) > 1 else (different,)
+        different, *rows = self.seen[label]
+        return self.model(z, time, different, rows=rows[0] if rows else None)
+
+    def pair(self, z: Tensor, t: float, label: Tensor, no_class: int) -> tuple[Tensor, Tensor]:
+        """Run the network with the class and without."""
+        if label not in self.pairs:
+            none = torch.full_like(label, no_class)
+            self.pairs[label] = none, torch.cat([label, none])
+        none, both = self.pairs[label]
+        if len(z) > self.together:
+            return self(z, t, label), self(z, t, none)
+        self.count += 1
+        conditional, unconditional = self(torch.cat([z, z]), t, both).chunk(2)
+        return conditional, unconditional
 
 
 Rule = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]  # (y, other y, z, t, scale) -> y
@@ -164,7 +197,7 @@ class Guide:
 class Guided:
     """Guidance where low < t < high; a `low` of 0 includes t = 0.
 
-    The other prediction is the one without a class, in one batched call, or a guide's. Outside the interval, and where
+    The other prediction is the one without a class, or a guide's. Outside the interval, and where
     the scale is 1, only the conditional prediction is made. So it is where a guide's target says nothing about y.
     """
 
@@ -193,10 +226,7 @@ class Guided:
             other = convert(self.guide.passes(z, t, label), z, t, source, self.target)
             return self.rule(y, other, z, t, scale)
         assert label is not None, "guidance needs labels"
-        self.passes.count += 1
-        both = torch.cat([label, torch.full_like(label, self.no_class)])
-        conditional, unconditional = self.passes(torch.cat([z, z]), t, both).chunk(2)
-        return self.rule(conditional, unconditional, z, t, scale)
+        return self.rule(*self.passes.pair(z, t, label, self.no_class), z, t, scale)
 
 
 def default_scale(num_classes: int) -> float:

@@ -34,7 +34,9 @@ class Stored:
 
 
 def picture(image: UInt8[Tensor, "c h w"]) -> Image.Image:
-    """Return an image of 1 or 3 channels for Pillow."""
+    """Return an image of 1 or 3 channels for Pillow; another number is a ValueError."""
+    if len(image) not in (1, 3):
+        raise ValueError(f"an image has {len(image)} channels, a picture takes 1 or 3; npz takes any number")
     return Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
 
 

@@ -270,7 +270,8 @@ class Solver:
 
     Attributes:
         solve: the function.
-        order: of its error's decrease on a smooth problem, over the whole of [0, 1] in even steps.
+        order: of its error's decrease on a smooth problem, over the whole of [0, 1] in even steps; of a stochastic
+            one, of the error of its marginals (its weak order).
         per_step: evaluations of the field in a step; 0 where they depend on the problem.
         saved: evaluations that the last step does without.
         reads: what it reads from the field, "v" or "x".
@@ -316,7 +317,7 @@ SOLVERS: dict[str, Solver] = {
     "dpmpp-2m": Solver(dpmpp_2m, 2, 1, "x", multistep=True),
     "dpmpp-3m": Solver(dpmpp_3m, 2, 1, "x", multistep=True),
     "unipc": Solver(unipc, 2, 1, "x", multistep=True),
-    "sde-dpmpp-2m": Solver(sde_dpmpp_2m, 1, 1, "x", multistep=True, stochastic=True),
+    "sde-dpmpp-2m": Solver(sde_dpmpp_2m, 2, 1, "x", multistep=True, stochastic=True),
     "adaptive": Solver(adaptive, 3, 0, "v", value=1e-4),
 }
 
