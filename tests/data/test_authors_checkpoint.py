@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 import jlt
 from jlt.data import Pixels, encode
+from jlt.data.authors_checkpoint import import_checkpoint
 from jlt.data.idx import Arrays
 from jlt.nn import checkpoint
 from jlt.sampling import SOLVERS, Field, classifier_free
 from jlt.sampling.field import Passes
 from jlt.sampling.grids import uniform_grid
-from jlt.training import TrainConfig, import_checkpoint, train
+from jlt.training import TrainConfig, train
 
 LATENTS = Pixels(16)  # the reference vectors are of latents with 16 channels and no autoencoder
 
