@@ -84,7 +84,7 @@ def build(runs: Mapping[str, Path], limits: Limits, figures: Mapping[str, Figure
                 gr.HTML(drawings(figures))
         # one key for all: sampling is what takes the machine's time, whoever asks
         going = start.click(sample, fields, [*shown, progress], concurrency_limit=1, api_name="sample")
-        stop.click(lambda: "stopped", None, progress, cancels=[going], queue=False, api_visibility="private")
+        stop.click(lambda: "stopped", None, progress, cancels=[going], queue=False, api_visibility="undocumented")
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
