@@ -32,6 +32,9 @@ COMMANDS = {
     "geometry": "measure the latents' spectrum, and what each prediction target makes of it",
     "compare": "train and measure runs that differ in declared settings and in nothing else",
     "report": "write a page from a record",
+    "app": "serve a page to play with a run, or with two side by side",
+    "export": "write a run for diffusers, ONNX or torch.export",
+    "push": "upload a run to the Hugging Face Hub, with a model card",
     "import": "turn the authors' checkpoint, or their latents, into ours",
     "doctor": "say what this machine has, and rehearse a training on it",
 }

@@ -6,9 +6,9 @@ from typing import Annotated
 import tyro
 
 from jlt.data import Affine, Representation, load_representation, open_latents
+from jlt.data.authors_checkpoint import import_checkpoint
 from jlt.data.authors_latents import import_latents
 from jlt.data.autoencoders import open_autoencoder
-from jlt.training import import_checkpoint
 
 
 def run(

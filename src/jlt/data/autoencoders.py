@@ -43,6 +43,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jlt import files
+from jlt.data.hub import one_line, snapshot
 from jlt.data.representations import cut_patches, join_patches, save_parts, to_float, to_uint8
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -404,25 +405,10 @@ def locate(spec: str) -> Path:
 
 def download(place: Place) -> Path:
     """Return the folder of config.json and weights in the Hub's own cache, fetched if they are not there yet."""
-    try:
-        from huggingface_hub import get_session, hf_hub_url, snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-    except ImportError:
-        raise ValueError("it needs the package huggingface_hub: pip install 'jlt[autoencoders]'") from None
     names = ["config.json", place.weights, INDEX, WEIGHTS.replace(".", "-*-of-*.")]
     paths = [f"{place.subfolder}/{name}".lstrip("/") for name in names]
-
-    def fetch(offline: bool) -> Path:
-        root = snapshot_download(place.repository, allow_patterns=paths, local_files_only=offline)
-        find_weights(Path(root, place.subfolder), place.weights)
-        return Path(root, place.subfolder)
-
-    try:
-        return fetch(offline=True)
-    except (LocalEntryNotFoundError, ValueError):
-        # one try: where there is no network, the client's own take half a minute
-        get_session().head(hf_hub_url(place.repository, paths[0]), timeout=10)
-        return fetch(offline=False)
+    folder = Path(place.subfolder)
+    return snapshot(place.repository, paths, lambda root: find_weights(root / folder, place.weights)) / folder
 
 
 def find_weights(folder: Path, preferred: str = WEIGHTS) -> list[Path]:
@@ -469,7 +455,3 @@ def digest(paths: list[Path]) -> str:
     """Return the SHA-256 of a file, or that of several files' digests, one a line."""
     digests = [files.sha256(path) for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def one_line(error: Exception) -> str:
-    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"

@@ -5,6 +5,7 @@ The noise of image i is a function of (seed, i) alone, so image i is the same pi
 
 import functools
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
-from jlt.data import Affine, Autoencoder, Representation, load_representation
-from jlt.flow import Target, random, target
+from jlt.data import Affine, Autoencoder, Representation, load_representation, open_autoencoder
+from jlt.data.authors_checkpoint import import_checkpoint
+from jlt.data.hub import find_checkpoint
+from jlt.flow import Target, random
+from jlt.flow import target as known_target
 from jlt.flow.random import Stream
 from jlt.nn import Transformer, checkpoint
 from jlt.processes import open_device
@@ -244,17 +248,32 @@ def load(
     device: str | torch.device = "cpu",
     decoder: str | None = None,
     compile: bool = False,
+    target: str | None = None,
 ) -> Generator:
-    """Open a run folder (its last checkpoint) or a checkpoint folder.
+    """Open a run folder (its last checkpoint), a checkpoint folder, a repository of the Hub, or an authors' file.
 
     Args:
-        path: the folder.
+        path: the folder; ORG/NAME or ORG/NAME@REVISION of the Hugging Face Hub; or checkpoint-last.pth.
         weights: "ema" (the first average), "model", or a decay such as "0.999".
         device: where the network runs.
-        decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2.
+        decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2; for an
+            authors' file, the autoencoder of its latents, by default flux2.
+        target: what the network of an authors' file predicts, which it does not say; a checkpoint of ours does.
         compile: compile the network's blocks, which takes a minute at the first image and shows at the later ones.
     """
-    opened = checkpoint.read(Path(path))
+    path = Path(path)
+    if path.is_file():
+        if target is None:
+            raise ValueError(
+                f"{path} is a file, which does not say what its network predicts: give a target "
+                f"(x, eps, v), or turn it into a checkpoint with jlt import {path} FOLDER --target x"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            made = import_checkpoint(path, Path(folder, "made"), open_autoencoder(decoder or "flux2"), target=target)
+            return load(made, weights, device, compile=compile)
+    if target is not None:
+        raise ValueError(f"target is {target}, but {path} is no authors' file: a checkpoint states its own")
+    opened = checkpoint.read(find_checkpoint(path))
     header = dict(opened.header)
     missing = {"target", "floor", "latents"} - header.keys()
     if missing:
@@ -272,7 +291,7 @@ def load(
         representation = representation.with_decoder(decoder)
     return Generator(
         model=model,
-        target=target(header["target"]),
+        target=known_target(header["target"]),
         representation=representation,
         affine=Affine(*(tuple(header["latents"]["affine"][key]) for key in ("shift", "scale"))),
         class_names=None if names is None else tuple(names),

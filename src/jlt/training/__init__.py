@@ -2,7 +2,6 @@
 
 from jlt.training.config import TrainConfig
 from jlt.training.held_out import held_out_losses
-from jlt.training.importing import import_checkpoint
 from jlt.training.loop import Stopped, read_metrics, train
 from jlt.training.step import Batch, draw_batch, make_optimizer, training_step
 
@@ -12,7 +11,6 @@ __all__ = [
     "TrainConfig",
     "draw_batch",
     "held_out_losses",
-    "import_checkpoint",
     "make_optimizer",
     "read_metrics",
     "train",

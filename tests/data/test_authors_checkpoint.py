@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 import jlt
 from jlt.data import Pixels, encode, open_latents
+from jlt.data.authors_checkpoint import import_checkpoint
 from jlt.data.idx import Arrays
 from jlt.nn import EMA, Transformer, checkpoint
 from jlt.sampling import SOLVERS, Field, classifier_free
 from jlt.sampling.field import Passes
 from jlt.sampling.grids import uniform_grid
-from jlt.training import TrainConfig, import_checkpoint, train
+from jlt.training import TrainConfig, train
 from jlt.training.loop import adopt
 from jlt.training.step import make_optimizer
 

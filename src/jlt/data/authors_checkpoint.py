@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from jlt import files
-from jlt.data import Affine, Representation
 from jlt.data.classes import usual_names
+from jlt.data.representations import Representation
+from jlt.data.shards import Affine
 from jlt.data.writing import identity
 from jlt.flow import target as known_target
 from jlt.nn import EMA, Transformer, authors, checkpoint, model_name

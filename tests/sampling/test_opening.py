@@ -1,0 +1,134 @@
+"""What `jlt.load` opens besides a folder: a repository of the Hub, imitated at its client, and an authors' file."""
+
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jlt
+from jlt.data import Pixels
+from jlt.data.authors_checkpoint import import_checkpoint
+from jlt.nn import EMA, Transformer, TransformerConfig, checkpoint
+
+CONFIG = TransformerConfig(4, 3, 2, 8, 1, 1, num_classes=2)
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint with an optimizer's file and a file of code that no one asked for."""
+    affine = {"shift": [0.0] * 3, "scale": [1.0] * 3}
+    header = {
+        "name": "small",
+        "target": "x",
+        "floor": 0.05,
+        "step": 3,
+        "latents": {"affine": affine, "class_names": ["a", "b"]},
+    }
+    model = Transformer(CONFIG)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64)).sum().backward()
+    optimizer.step()
+    folder = tmp_path / "uploaded"
+    extra = lambda inner: Pixels(3).save(inner / "representation")  # noqa: E731
+    checkpoint.save(folder, model, EMA(model, [0.5]), optimizer, header, extra)
+    (folder / "evil.py").write_text("raise SystemExit")
+    return folder
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Put a folder in the place of the Hub, laid out as the client's cache; yields what it was asked for."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked: list[str] = []
+    kept = tmp_path / "cache" / "snapshots" / REVISION
+
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append(url)
+            if os.environ.get("NO_NETWORK"):
+                raise OSError("no route\nto host")
+
+    def snapshot_download(
+        repository: str, *, revision: str | None, allow_patterns: list[str], local_files_only: bool
+    ) -> str:
+        if local_files_only:
+            if not kept.is_dir():
+                raise LocalEntryNotFoundError("not in the cache")
+            return str(kept)
+        asked.append(f"{repository}@{revision}")
+        for path in folder.rglob("*"):
+            name = str(path.relative_to(folder))
+            if path.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (kept / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, kept / name)
+        return str(kept)
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_a_repository_is_opened_as_the_folder_that_was_uploaded(folder: Path, hub: list[str], tmp_path: Path) -> None:
+    there, here = jlt.load("org/small"), jlt.load(folder)
+    assert there.fingerprint == here.fingerprint
+    assert hub[1] == "org/small@None"
+    fetched = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert not fetched & {"optimizer.safetensors", "evil.py"}
+    assert {"checkpoint.json", "representation.json"} <= fetched
+
+
+def test_a_pinned_revision_is_fetched_once_and_an_unpinned_one_is_never_taken_from_the_cache_in_silence(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jlt.load(f"org/small@{REVISION}")
+    assert hub[1] == f"org/small@{REVISION}"
+    monkeypatch.setenv("NO_NETWORK", "1")
+    hub.clear()
+    jlt.load(f"org/small@{REVISION}", "model")
+    assert hub == []
+    with pytest.raises(ValueError, match=r"^org/small is neither .* nor to be had from the Hub: no route to host$"):
+        jlt.load("org/small")
+
+
+def test_a_path_that_does_not_exist_is_no_repository_where_its_folder_does(
+    hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for path in ("runs/x", "x", "a/b/c", tmp_path / "x"):
+        with pytest.raises(ValueError, match="does not exist"):
+            jlt.load(path)
+    assert hub == []
+
+
+def test_a_repository_without_all_its_weights_is_refused(folder: Path, hub: list[str]) -> None:
+    (folder / "ema-0.5.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"is missing; checkpoint\.json names it"):
+        jlt.load("org/small")
+
+
+def test_an_authors_file_is_opened_with_the_target_that_it_does_not_state(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened = golden / "jlt_p1" / "checkpoint-last.pth", []
+
+    def open_autoencoder(spec: str) -> Any:
+        opened.append(spec)
+        return Pixels(16)  # the vectors are of 16 channels
+
+    monkeypatch.setattr("jlt.sampling.generator.open_autoencoder", open_autoencoder)
+    with pytest.raises(ValueError, match=r"give a target \(x, eps, v\), or .* jlt import"):
+        jlt.load(path)
+    generator = jlt.load(path, "model", target="x")
+    assert opened == ["flux2"]
+    made = import_checkpoint(path, tmp_path / "made", Pixels(16))
+    assert (generator.target.name, generator.fingerprint) == ("x", jlt.load(made, "model").fingerprint)
+    with pytest.raises(ValueError, match="a checkpoint states its own"):
+        jlt.load(tmp_path, target="x")
