@@ -71,6 +71,9 @@ def run(
         )
     if json:
         raise ValueError("--json is for --dry-run")
-    folder = train(config, latents, out, device=device, init=init, micro_batch_size=micro_batch_size, parallel=parallel)
+    folder = train(
+        config, latents, out, device=device, init=init, micro_batch_size=micro_batch_size, parallel=parallel,
+        compile=compile, recompute=recompute, tf32=tf32,
+    )  # fmt: skip
     if not int(os.environ.get("RANK", "0")):  # the first of torchrun's processes tells what all have made
         print(folder)
