@@ -208,28 +208,3 @@ def test_an_impossible_division_is_refused(latents: Path, tmp_path: Path) -> Non
         train(CONFIG, latents, tmp_path / "run", micro_batch_size=0)
     with pytest.raises(ValueError, match="unknown parallel 'fdsp', did you mean 'fsdp'"):
         train(CONFIG, latents, tmp_path / "run", parallel="fdsp")
-
-
-COMPILED = """
-import json
-from pathlib import Path
-import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
-from jlt.training import TrainConfig, train
-
-def work(rank, parallel, latents, run, settings):
-    train(TrainConfig(**settings), Path(latents), Path(run), parallel=parallel, compile=True)
-
-print(json.dumps([forked(2, lambda rank: work(rank, *job)) for job in json.loads(sys.argv[1])]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_compiled_blocks_learn_the_same_on_two_processes(
-    latents: Path, tmp_path: Path, fork: Fork, parallel: str
-) -> None:
-    train(CONFIG, latents, tmp_path / "plain")
-    _, *rest = job(2, parallel, None, latents, tmp_path / "run")
-    done = fork(COMPILED, json.dumps([[parallel, str(latents), str(tmp_path / "run"), rest[4]]]))
-    assert json.loads(done.stdout.splitlines()[-1]) == [[0, 0]], done.stderr
-    assert_same_to_reduction_order(tmp_path / "run", tmp_path / "plain")
