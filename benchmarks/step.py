@@ -18,11 +18,11 @@ from dataclasses import replace
 
 import torch
 
-from jlt.experiments.plan import training_flop
 from jlt.experiments.presets import PRESETS
 from jlt.flow import random
 from jlt.flow.random import Stream
 from jlt.nn import EMA, Transformer
+from jlt.nn.flops import training_flop
 from jlt.training import Batch, make_optimizer, training_step
 
 

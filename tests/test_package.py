@@ -25,7 +25,9 @@ OPTIONAL = {
     "huggingface_hub",
     "onnxscript",
     "pyarrow",
+    "tensorboard",
     "transformers",
+    "wandb",
 }
 
 
@@ -66,7 +68,7 @@ def test_the_wheel_builds_installs_and_runs(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("jlt-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {"jlt/py.typed", "jlt/data/imagenet_classes.txt"} <= set(names)
+    assert {"jlt/py.typed", "jlt/data/imagenet_classes.txt", "jlt/experiments/curves.json"} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "golden"))]
     subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
     program = "import jlt, sys; assert 'site' in jlt.__file__; from jlt.cli import main; sys.exit(main(['--help']))"

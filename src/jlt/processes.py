@@ -61,6 +61,14 @@ class Processes:
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         return bool(asked)
 
+    def together(self, value: Tensor) -> Tensor:
+        """Return the values of all, of one shape and on the CPU, joined along the first axis in order of rank."""
+        if self.count == 1:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.count)]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of their values, which every one of them gets."""
         if self.count > 1:

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"jlt: {one_line(describe(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:  # training has saved its state, and says so
-        print(f"jlt: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"jlt: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

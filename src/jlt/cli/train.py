@@ -4,18 +4,29 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
+from jlt import files
 from jlt.data import open_latents
-from jlt.experiments.plan import as_json, as_table, plan
+from jlt.experiments.curves import known_curve
+from jlt.experiments.evaluate import prepare_judge
+from jlt.experiments.plan import ACCELERATORS, as_json, as_table, plan
 from jlt.experiments.presets import PAPER, Expected, Preset
 from jlt.experiments.presets import PRESETS as PRESETS
-from jlt.training import TrainConfig, train
+from jlt.experiments.watching import Distances, Drawing, Grids, Neighbours, Watching
+from jlt.sampling import default_scale
+from jlt.training import SINKS, TrainConfig, Watcher, train
+from jlt.training.metrics import OpenSink
 
 
 def defaults(preset: Preset) -> dict[str, Any]:
     """Return the arguments of `run` that a preset sets."""
-    return {"config": preset.config, "expected": preset.expected}
+    return {
+        "config": preset.config,
+        "expected": preset.expected,
+        "watching": Watching(watch_scale=preset.guidance if preset.expected.num_classes else None),
+    }
 
 
 def run(
@@ -23,6 +34,7 @@ def run(
     out: Annotated[Path | None, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional] = None,
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = PAPER,
     expected: Expected = Expected(),  # noqa: B008
+    watching: Annotated[Watching, tyro.conf.arg(name="")] = Watching(),  # noqa: B008
     *,
     device: str = "cpu",
     init: Path | None = None,
@@ -46,6 +58,7 @@ def run(
         latents: folder made by `jlt encode`.
         out: folder of the run.
         config: the recipe.
+        watching: what is looked at meanwhile, see docs/training.md; nothing of it changes what is learnt.
         expected: the latents that --dry-run assumes if none are given.
         device: where the network runs: cpu, cuda (under torchrun each process has its own), mps.
         init: a run or checkpoint whose weights a new run starts from, also with other classes (fine-tuning).
@@ -73,6 +86,45 @@ def run(
         )
     if json:
         raise ValueError("--json is for --dry-run")
-    folder = train(config, latents, out, device=device, init=init, micro_batch_size=micro_batch_size, parallel=parallel)
+    folder = train(
+        config, latents, out, device=device, init=init, micro_batch_size=micro_batch_size, parallel=parallel,
+        compile=compile, recompute=recompute, tf32=tf32, gradient_norms_every=watching.gradient_norms_every,
+        peak_flops=(watching.peak_tflops and 1e12 * watching.peak_tflops) or peak(config, device),
+        watchers=watchers(watching, latents), sinks=sinks(watching, config, latents),
+    )  # fmt: skip
     if not int(os.environ.get("RANK", "0")):  # the first of torchrun's processes tells what all have made
         print(folder)
+
+
+def watchers(watching: Watching, latents: Path) -> list[Watcher]:
+    """Return the watchers asked for."""
+    data = open_latents(latents)
+    scale = default_scale(data.num_classes) if watching.watch_scale is None else watching.watch_scale
+    draw, count, found = Drawing(watching.watch_steps, scale), watching.watch_images, list[Watcher]()
+    if watching.samples_every:
+        found.append(Grids(watching.samples_every, draw))
+    if (watching.distances_every or watching.neighbours_every) and not (latents / "held-out").is_dir():
+        raise ValueError(f"{latents} holds no held-out images to compare with; encode with --num-held-out")
+    if watching.distances_every:
+        first = not int(os.environ.get("RANK", "0"))
+        judge = prepare_judge(latents, count, "efficientnet-lite0") if first else None
+        found.append(Distances(watching.distances_every, draw, judge, count))
+    if watching.neighbours_every:
+        found.append(Neighbours(watching.neighbours_every, draw, count))
+    return found
+
+
+def sinks(watching: Watching, config: TrainConfig, latents: Path) -> dict[str, OpenSink]:
+    """Return the sinks asked for, and the recorded curve of this recipe if there is one."""
+    found = {name: files.choose("log", name, SINKS) for name in watching.log}
+    curve = known_curve(config, open_latents(latents))
+    return found if curve is None else found | {"curve": curve.sink}
+
+
+def peak(config: TrainConfig, device: str) -> float | None:
+    """Return the dense bfloat16 peak of a known GPU in FLOP/s, where the training is in bfloat16."""
+    if not device.startswith("cuda") or config.dtype != "bfloat16" or not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [1e12 * tflops for kind, tflops in ACCELERATORS.items() if kind.removesuffix(" SXM") in name]
+    return known[0] if known and "PCIe" not in name else None

@@ -12,6 +12,7 @@ import torch
 
 from jlt.experiments.presets import Expected
 from jlt.nn import Transformer, TransformerConfig, model_name
+from jlt.nn.flops import forward_flop, training_flop
 from jlt.training import TrainConfig
 
 ACCELERATORS = {  # dense bfloat16 peak in TFLOP/s, without sparsity
@@ -21,7 +22,6 @@ ACCELERATORS = {  # dense bfloat16 peak in TFLOP/s, without sparsity
     "RTX 4090": 165.0,  # NVIDIA Ada architecture whitepaper, appendix A, accumulating in float32
     "MI300X": 1307.0,  # AMD Instinct MI300X datasheet
 }
-TIME_FREQUENCIES = 256
 
 
 @dataclass(frozen=True)
@@ -107,26 +107,6 @@ def plan(
         utilisation=utilisation,
         hours={name: made / (peak * 1e12 * utilisation * 3600) for name, peak in ACCELERATORS.items()},
     )
-
-
-def forward_flop(config: TransformerConfig) -> int:
-    """Return the operations of one image's forward pass; conditions are worked out once an image, not a token."""
-    d, w, n, p = config.hidden_size, config.mlp_width, config.tokens, config.patch_numbers
-    longer = config.depth - config.in_context_start if config.in_context_tokens else 0  # blocks that see class tokens
-    lengths = {n: config.depth - longer, n + config.in_context_tokens: longer} if longer else {n: config.depth}
-    blocks = sum(count * 2 * m * (4 * d * d + 3 * d * w + 2 * m * d) for m, count in lengths.items())
-    embed = p * config.bottleneck + config.bottleneck * d if config.bottleneck else p * d
-    condition = TIME_FREQUENCIES * d + d * d + 6 * d * d * config.depth + 2 * d * d
-    return blocks + 2 * n * (embed + d * p) + 2 * condition
-
-
-def training_flop(config: TransformerConfig) -> int:
-    """Return the operations of one image's forward and backward pass: three forward ones.
-
-    But for the first layers: nobody asks for the gradient of the latent or of the time.
-    """
-    first = config.tokens * config.patch_numbers * (config.bottleneck or config.hidden_size)
-    return 3 * forward_flop(config) - 2 * (first + TIME_FREQUENCIES * config.hidden_size)
 
 
 def memory_parts(

@@ -5,10 +5,14 @@
                                and `files`: the SHA-256 of every tensor file
       model.safetensors        the weights
       ema-0.9999.safetensors   one file an average, float32, by its decay
+      power-0.05.safetensors   likewise, a power average by its relative length (jlt.nn.ema)
       optimizer.safetensors    AdamW's state, `exp_avg/<weight>`, `exp_avg_sq/<weight>`, `step/<weight>`
       representation/          what decodes the latents (jlt.data), so that a checkpoint alone can make images
 
 A folder appears under its name only when it is whole. Reading verifies every hash of what it reads.
+
+RUN/ema/step-*/ are folders of the same kind that hold power averages alone; from them and a checkpoint's own the
+weights "power=LENGTH" of any length are worked out.
 """
 
 import collections
@@ -28,12 +32,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jlt import files
-from jlt.nn.ema import EMA
+from jlt.nn.ema import EMA, reconstruction
 from jlt.nn.transformer import Transformer, TransformerConfig
 from jlt.processes import Processes
 
 FORMAT_VERSION = 1
 HEADER = "checkpoint.json"
+TOLERANCE = 0.1  # what a reconstructed average may lack of the profile asked for, relative to it
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
@@ -76,21 +81,81 @@ class Checkpoint:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
+    @property
+    def lengths(self) -> list[float]:
+        """Relative lengths of the power averages it holds."""
+        names = (name.removesuffix(".safetensors") for name in self.header["files"] if name.startswith("power-"))
+        return [float(name.removeprefix("power-")) for name in names]
+
     def resolve(self, weights: str = "ema") -> str:
-        """Return the tensor file that `weights` means: "ema" (the first average), "model", or a decay ("0.9999")."""
-        options = {"model": "model"} | {f"{decay:g}": f"ema-{decay:g}" for decay in self.decays}
+        """Return the tensor file that `weights` means: "ema" (the first average), "model", or a decay ("0.9999").
+
+        Besides, "power=LENGTH" of a kept power average; of another length, where some are kept, it is no file and
+        returned as it is.
+        """
+        options = {"model": "model"} if "model.safetensors" in self.header["files"] else {}
+        options |= {f"{decay:g}": f"ema-{decay:g}" for decay in self.decays}
+        options |= {f"power={length:g}": f"power-{length:g}" for length in self.lengths}
         if self.decays:
             options = {"ema": f"ema-{self.decays[0]:g}"} | options
+        if self.lengths and (length := power(weights)) is not None:
+            return options.get(f"power={length:g}", f"power={length:g}")
         return files.choose("weights", weights, options)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return the weights that `resolve` named, read or worked out."""
+        length = power(name)
+        return self.tensors(name) if length is None else self.reconstruct(length)
+
+    def fingerprint(self, name: str) -> str:
+        """Return what identifies the weights that `resolve` named: the file's SHA-256, or one of all they come from."""
+        if (length := power(name)) is None:
+            return str(self.header["files"][f"{name}.safetensors"])
+        return files.fingerprint([length, [opened.header["files"] for opened in self.snapshots()]])
+
+    def snapshots(self) -> "list[Checkpoint]":
+        """Return the run's snapshots of power averages up to this step, this checkpoint being the last."""
+        run = self.folder.resolve().parent.parent
+        found = [read(path) for step, path in list_steps(run, "ema").items() if step < self.step]
+        return [*(opened for opened in found if opened.lengths), self]
+
+    def reconstruct(self, length: float) -> dict[str, Tensor]:
+        """Work out the power average of that relative length at this step, from the run's snapshots.
+
+        Raises a ValueError where they do not give it to within TOLERANCE.
+        """
+        sources = [(opened, own) for opened in self.snapshots() for own in opened.lengths]
+        factors, left = reconstruction([(own, opened.step) for opened, own in sources], length, self.step)
+        if left > TOLERANCE:
+            raise ValueError(
+                f"{len(sources)} kept averages give power={length:g} at step {self.step} to within {left:.0%}, "
+                f"{TOLERANCE:.0%} is wanted; the kept lengths are {', '.join(f'{own:g}' for own in self.lengths)}"
+            )
+        total: dict[str, Tensor] = {}
+        for (opened, own), factor in zip(sources, factors, strict=True):
+            for name, tensor in opened.tensors(f"power-{own:g}").items():
+                part = factor * tensor.double()  # terms of both signs cancel
+                total[name] = total[name] + part if name in total else part
+        return {name: tensor.float() for name, tensor in total.items()}
 
     def load_model(self, weights: str = "ema") -> Transformer:
         """Build the network with the weights asked for; the first tensor that does not fit is named."""
-        state = self.tensors(self.resolve(weights))
+        state = self.weights(self.resolve(weights))
         with torch.device("meta"):  # nothing is allocated for a network that the tensors do not fit
             check_weights(Transformer(self.config), state, self.folder)
         model = Transformer(self.config)
         load_weights(model, state, self.folder)
         return model
+
+
+def power(weights: str) -> float | None:
+    """Return LENGTH of "power=LENGTH", None of other weights."""
+    if not weights.startswith("power="):
+        return None
+    try:
+        return float(weights.removeprefix("power="))
+    except ValueError:
+        raise ValueError(f"weights {weights!r}: the relative length after power= must be a number") from None
 
 
 def check_weights(model: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
@@ -133,40 +198,67 @@ def save(
 
     All processes call it and the first writes. Tensors that they share are put together one at a time.
     """
-    tensors: dict[str, dict[str, Tensor]] = {"model": dict(model.named_parameters())}
-    tensors |= {f"ema-{decay:g}": average for decay, average in ema.averages.items()}
-    if optimizer is not None:
-        tensors["optimizer"] = optimizer_tensors(model, optimizer)
-    whole = (gathered(tensor) for state in tensors.values() for tensor in state.values())  # in step on all of them
+    full = {**header, "model": dataclasses.asdict(model.config)}
+    save_tensors(folder, state_tensors(model, ema, optimizer), full, extra, processes)
 
-    def write() -> None:
-        with files.replaced(folder) as temporary:
-            temporary.mkdir()
-            hashes = {}
-            for name, state in tensors.items():
-                file = f"{name}.safetensors"
-                try:
-                    hashes[file] = write_tensors(temporary / file, state, whole)
-                except OSError as error:  # a full disk does not say which file it has no room for
-                    raise OSError(error.errno, error.strerror, str(folder / file)) from None
-            extra(temporary)
-            full = {
-                "format_version": FORMAT_VERSION,
-                **header,
-                "model": dataclasses.asdict(model.config),
-                "files": hashes,
-            }
-            (temporary / HEADER).write_text(json.dumps(full, indent=1, allow_nan=False))
+
+def save_tensors(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    header: Mapping[str, Any],
+    extra: Callable[[Path], None],
+    processes: Processes,
+) -> None:
+    """Write a folder of tensors by file and name, as `save` does; `header` states the model's configuration, too."""
+    whole = (gathered(tensor) for state in tensors.values() for tensor in state.values())  # in step on all of them
 
     def write_and_go_on() -> None:
         try:
-            write()
+            write(folder, tensors, whole, header, extra)
         finally:  # the others are not left waiting for the rest
             collections.deque(whole, maxlen=0)
 
     if processes.rank:
         collections.deque(whole, maxlen=0)
     processes.first(write_and_go_on)
+
+
+def state_tensors(
+    model: Transformer, ema: EMA, optimizer: torch.optim.Optimizer | None
+) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of a checkpoint by file and name; they are the training's own."""
+    tensors = {"model": dict[str, Tensor](model.named_parameters()), **ema.named}
+    return tensors if optimizer is None else tensors | {"optimizer": optimizer_tensors(model, optimizer)}
+
+
+def copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Return copies on the CPU, which training leaves alone."""
+    return {
+        file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        for file, state in tensors.items()
+    }
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    whole: Iterator[Tensor],
+    header: Mapping[str, Any],
+    extra: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Write a checkpoint's folder; `tensors` give names, dtypes and shapes, `whole` the tensors in that order."""
+    with files.replaced(folder) as temporary:
+        temporary.mkdir()
+        hashes = {}
+        for name, state in tensors.items():
+            file = f"{name}.safetensors"
+            try:
+                hashes[file] = write_tensors(temporary / file, state, whole)
+            except OSError as error:  # a full disk does not say which file it has no room for
+                raise OSError(error.errno, error.strerror, str(folder / file)) from None
+        extra(temporary)
+        full = {"format_version": FORMAT_VERSION, **header, "files": hashes}
+        (temporary / HEADER).write_text(json.dumps(full, indent=1, allow_nan=False))
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -189,17 +281,16 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], whole: Iterator[Tenso
     header += b" " * (-len(header) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for part in itertools.chain(
-            [struct.pack("<Q", len(header)), header], map(raw, itertools.islice(whole, len(state)))
-        ):
+        start: list[bytes | memoryview] = [struct.pack("<Q", len(header)), header]
+        for part in itertools.chain(start, map(raw, itertools.islice(whole, len(state)))):
             file.write(part)
             digest.update(part)
     return digest.hexdigest()
 
 
-def raw(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor on the CPU, in row-major order."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+def raw(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor on the CPU, in row-major order, without a copy where it is contiguous."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read(folder: Path) -> Checkpoint:
@@ -224,19 +315,19 @@ def read(folder: Path) -> Checkpoint:
     try:
         if not all(isinstance(text, str) for pair in header["files"].items() for text in pair):
             raise TypeError("files must map names to hashes")
-        opened.step, opened.config, opened.decays  # noqa: B018
+        opened.step, opened.config, opened.decays, opened.lengths  # noqa: B018
     except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder / HEADER} has a malformed entry: {error}") from None
     return opened
 
 
-def list_steps(run: Path) -> dict[int, Path]:
-    """Return a run's checkpoint folders by step."""
-    return {int(path.name.removeprefix("step-")): path for path in sorted((run / "checkpoints").glob("step-*"))}
+def list_steps(run: Path, kind: str = "checkpoints") -> dict[int, Path]:
+    """Return a run's checkpoint folders by step, or those of another `kind`: "ema", its snapshots."""
+    return {int(path.name.removeprefix("step-")): path for path in sorted((run / kind).glob("step-*"))}
 
 
-def folder_of(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:08d}"
+def folder_of(run: Path, step: int, kind: str = "checkpoints") -> Path:
+    return run / kind / f"step-{step:08d}"
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -254,7 +254,8 @@ def load(
 
     Args:
         path: the folder; ORG/NAME or ORG/NAME@REVISION of the Hugging Face Hub; or checkpoint-last.pth.
-        weights: "ema" (the first average), "model", or a decay such as "0.999".
+        weights: "ema" (the first average), "model", a decay such as "0.999", or "power=0.07", the power average of that
+            relative length, where the run kept some.
         device: where the network runs.
         decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2; for an
             authors' file, the autoencoder of its latents, by default flux2.
@@ -297,5 +298,5 @@ def load(
         class_names=None if names is None else tuple(names),
         header=header,
         weights=name,
-        fingerprint=header["files"][f"{name}.safetensors"][:16],
+        fingerprint=opened.fingerprint(name)[:16],
     )

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 from jlt import files
 from jlt.flow import WEIGHTS, TimeDensity, target
+from jlt.nn.ema import exponent
 from jlt.nn.transformer import SIZES, TransformerConfig
 
 DTYPES = ("float32", "bfloat16")
 # A run may go on with other values of these; every other difference is refused.
-MAY_CHANGE = ("steps", "save_every", "keep_last", "keep_every")
+MAY_CHANGE = ("steps", "save_every", "keep_last", "keep_every", "snapshot_every")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class TrainConfig:
         weight_decay: AdamW's.
         clip: largest norm of the gradient.
         ema_decays: decays of the averages kept; the first is the one that samples by default.
+        ema_lengths: relative lengths of power averages kept besides (EDM2: 0.05 and 0.1); from their snapshots that of
+            any length is worked out after training.
+        snapshot_every: steps between snapshots of them; 0 is as often as `save_every`.
         label_drop: share of images whose label is replaced by "no class".
         flip: train on mirrored latents half of the time (they must have been encoded).
         dtype: float32, or bfloat16 for autocast.
@@ -72,6 +76,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     ema_decays: tuple[float, ...] = (0.9999, 0.9996)
+    ema_lengths: tuple[float, ...] = ()
+    snapshot_every: int = 0
     label_drop: float = 0.1
     flip: bool = False
     dtype: str = "float32"
@@ -92,8 +98,8 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in (
-            "warmup_steps", "decay_steps", "weight_decay", "held_out_every", "keep_every", "floor", "seed",
-            "bottleneck", "in_context_tokens", "in_context_start",
+            "warmup_steps", "decay_steps", "weight_decay", "held_out_every", "keep_every", "snapshot_every", "floor",
+            "seed", "bottleneck", "in_context_tokens", "in_context_start",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -103,6 +109,8 @@ class TrainConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not 0 <= self.label_drop <= 1:
             raise ValueError(f"label_drop must be in [0, 1], got {self.label_drop}")
+        for length in self.ema_lengths:
+            exponent(length)
         architecture(self.size)
 
     def model(self, shape: tuple[int, int, int], num_classes: int) -> TransformerConfig:

@@ -6,7 +6,9 @@ from jlt.data import Latents
 from jlt.flow import TARGETS, interpolate, loss, random, target
 from jlt.flow.random import Stream
 from jlt.nn import Transformer
+from jlt.processes import Processes
 from jlt.training.config import TrainConfig
+from jlt.training.parallel import share
 
 BINS = 10
 
@@ -19,17 +21,20 @@ def held_out_losses(
     draws: int = 2,
     max_images: int = 1000,
     batch_size: int = 250,
+    processes: Processes = Processes(),  # noqa: B008
 ) -> dict[str, list[float]]:
     """Return, for each space, the mean loss in ten equal bins of t, with the same noise and times for every run.
 
-    Each image is seen at `draws` times, in different bins, with its own label.
+    Each image is seen at `draws` times, in different bins, with its own label. Processes divide them, and all get the
+    result; fewer of them than there are processes are seen by every one.
     """
     count = min(len(latents), max_images)
+    divided = processes if processes.count <= count * draws else Processes()
     sums = {space: torch.zeros(BINS, dtype=torch.float64) for space in TARGETS}
     filled = torch.zeros(BINS, dtype=torch.float64)
     device = next(model.parameters()).device
-    serial = torch.arange(count * draws)
-    for part in serial.split(batch_size):
+    serial, parts = share(count * draws, batch_size, divided)
+    for part in serial.tensor_split(parts):
         index, draw = part % count, part // count
         bins = (index + draw * (BINS // draws)) % BINS  # neighbours, often of one class, go to different bins
         t = (bins + (part % 97 + 0.5) / 97) / BINS
@@ -41,4 +46,5 @@ def held_out_losses(
         for space in TARGETS:
             losses = loss(y, x, eps, t, target(config.target), TARGETS[space], "constant", config.floor)
             sums[space].index_add_(0, bins, losses.double().cpu())
-    return {space: (total / filled).tolist() for space, total in sums.items()}
+    filled = divided.total(filled)
+    return {space: (divided.total(total) / filled).tolist() for space, total in sums.items()}

@@ -1,9 +1,11 @@
 """The training loop: `train(config, latents, run)` trains a run folder to its last step, or goes on where it stopped.
 
     RUN/config.json               the settings as first given, and the model's name
-    RUN/metrics.jsonl             a line a step: step, loss, gradient_norm (null where not finite), learning_rate; and
-                                  a line a held-out measurement: step, held_out {space: mean loss in ten bins of t}
+    RUN/metrics.jsonl             a line a step: step, loss, gradient_norm (null where not finite), learning_rate, and
+                                  if asked for gradient_norm/PART; a line a held-out measurement: step, held_out {space:
+                                  mean loss in ten bins of t}; and a line for what each watcher returned
     RUN/checkpoints/step-*/       see jlt.nn.checkpoint
+    RUN/ema/step-*/               snapshots of the power averages, if any are kept; see there
     RUN/lock                      held while a process, or the first of several, trains here
 
 `step` in these files counts finished steps. To resume, run the same command again: the weights, averages, optimizer
@@ -14,11 +16,9 @@ the last checkpoint is the state, and metrics written after it are dropped.
 import contextlib
 import dataclasses
 import json
-import math
 import signal
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,16 @@ from jlt import files
 from jlt.data import Latents, load_representation, open_latents
 from jlt.nn import EMA, Transformer, checkpoint, model_name
 from jlt.nn.checkpoint import Checkpoint
-from jlt.nn.ema import local
+from jlt.nn.ema import standing_in
+from jlt.nn.flops import training_flop
 from jlt.processes import Processes, joined, open_device
 from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
+from jlt.training.metrics import Metrics, OpenSink, fed
 from jlt.training.parallel import PARALLEL, Engine, compile_blocks, recompute_blocks, share, tf32_products
+from jlt.training.saving import Saver
 from jlt.training.step import Batch, draw_batch, make_optimizer, training_step
-
-MAX_NON_FINITE = 10
+from jlt.training.watching import Pace, View, Watcher, gradient_norms, is_due
 
 
 class Stopped(KeyboardInterrupt):
@@ -70,6 +72,10 @@ def train(
     recompute: bool = False,
     tf32: bool = False,
     progress: Callable[[int, float], None] | None = None,
+    watchers: Sequence[Watcher] = (),
+    sinks: Mapping[str, OpenSink] = {},
+    gradient_norms_every: int = 0,
+    peak_flops: float | None = None,
 ) -> Path:
     """Train to `config.steps` and return the last checkpoint's folder.
 
@@ -89,6 +95,10 @@ def train(
         recompute: save memory by working out the blocks again for the backward pass (activation checkpointing).
         tf32: let GPUs multiply float32 matrices in TF32 (10 bits of fraction).
         progress: called after each step with (finished steps, loss), for which it waits for the device.
+        watchers: what looks at the training, see jlt.training.watching.
+        sinks: what takes the lines of metrics.jsonl besides, by name, see jlt.training.metrics.
+        gradient_norms_every: steps between measurements of the gradient's norm by block; 0 never.
+        peak_flops: FLOP/s of a device, of which the progress bar then gives the share that is used.
 
     Raises:
         ValueError: settings, latents or checkpoint do not fit together.
@@ -122,47 +132,84 @@ def train(
         changes = [change for change, wanted in ((recompute_blocks, recompute), (compile_blocks, compile)) if wanted]
         stop = stack.enter_context(stop_signals(processes))
         state = start(config, data, run, base, where, processes, engine, changes)
-        metrics = Metrics(run / "metrics.jsonl", state.step, config.seed, processes)
+        sink = processes.first(lambda: stack.enter_context(fed(sinks, run, header, state.step)))
+        metrics = Metrics(run / "metrics.jsonl", state.step, config.seed, processes, sink)
+        saver = stack.enter_context(Saver(processes))
+        # a run that was stopped between saving and pruning has one too many
+        processes.first(lambda: prune(run, config, metrics.best[1]))
+        representation = load_representation(latents / "representation")
 
-        def save() -> None:
+        def save(checkpointed: bool, snapped: bool) -> None:
             metrics.flush()
-            folder = checkpoint.folder_of(run, state.step)
-            representation = load_representation(latents / "representation")
-            progressed = {"step": state.step, "seconds": state.seconds}
-            checkpoint.save(
-                folder, state.model, state.ema, state.optimizer, header | progressed,
-                extra=lambda inner: representation.save(inner / "representation"), processes=processes,
+            folders: list[tuple[Path, Mapping[str, Mapping[str, Tensor]]]] = []
+            if snapped:
+                powers = {name: state.ema.named[name] for name in state.ema.named if name.startswith("power-")}
+                folders.append((checkpoint.folder_of(run, state.step, "ema"), powers))
+            if checkpointed:
+                tensors = checkpoint.state_tensors(state.model, state.ema, state.optimizer)
+                folders.append((checkpoint.folder_of(run, state.step), tensors))
+            model = dataclasses.asdict(state.model.config)
+            stated = {**header, "step": state.step, "seconds": state.seconds, "model": model}
+            best = metrics.best[1]
+            saver.save(
+                folders, stated, lambda inner: representation.save(inner / "representation"),
+                lambda: prune(run, config, best),
             )  # fmt: skip
-            processes.first(lambda: prune(run, config))
 
         bar = tqdm(
             total=config.steps, initial=state.step, desc=f"training {header['name']}", unit="step",
             disable=True if processes.rank else None,
         )  # fmt: skip
+        peak = peak_flops and peak_flops * processes.count
+        pace = Pace(config.batch_size, training_flop(state.model.config), peak, where)
+        norms = dict[str, Tensor]()
         began = time.perf_counter() - state.seconds
         batches = ahead(lambda step: draw_batch(data, config, step, position), state.step, config.steps, where)
         for batch in stack.enter_context(contextlib.closing(batches)):
             rate = config.learning_rate_at(state.step)
+            norms.clear()
+            looking = is_due(gradient_norms_every, state.step + 1, config.steps)
             loss, norm = training_step(
-                state.network, state.ema, state.optimizer, batch, config, state.step, micro_batches, processes
-            )
+                state.network, state.ema, state.optimizer, batch, config, state.step, micro_batches, processes,
+                (lambda: norms.update(gradient_norms(state.model, processes))) if looking else lambda: None,
+            )  # fmt: skip
             state.step += 1
             state.seconds = time.perf_counter() - began
-            metrics.add({"step": state.step, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
-            last = state.step == config.steps
-            if held_out and config.held_out_every and (last or state.step % config.held_out_every == 0):
-                metrics.add({"step": state.step, "held_out": measure(state, held_out, config)})
+            step, last = state.step, state.step == config.steps
+            metrics.add({"step": step, "loss": loss, "gradient_norm": norm, "learning_rate": rate, **norms})
+            if held_out and is_due(config.held_out_every, step, config.steps):
+                with standing_in(state.model, next(iter(state.ema.averages.values()), None)):
+                    losses = held_out_losses(state.model, held_out, config, processes=processes)
+                metrics.add({"step": step, "held_out": losses})
+            better = False
+            for watcher in watchers:
+                if is_due(watcher.every, step, config.steps):
+                    view = View(
+                        run, step, state.model, state.ema, latents, data, held_out, config, header, processes
+                    )  # fmt: skip
+                    line = {"step": step, **watcher(view)}
+                    better |= metrics.compare(line)
+                    metrics.add(line)
+            better = bool(watchers) and processes.any(better)
             stopping = (
                 processes.any(stop.is_set) and not last
             )  # read once: a signal after the save is for the next step
-            if last or stopping or state.step % config.save_every == 0:
-                save()
+            checkpointed = last or stopping or better or step % config.save_every == 0
+            snapped = is_due(
+                (config.snapshot_every or config.save_every) * bool(config.ema_lengths), step, config.steps
+            )
+            if checkpointed or snapped:
+                save(checkpointed, snapped)
             bar.update()
+            if not bar.disable:
+                bar.set_postfix_str(pace(bar.format_dict["rate"]), refresh=False)
             if progress:
-                progress(state.step, float(loss))
+                progress(step, float(loss))
             if stopping:
-                raise Stopped(f"stopped after step {state.step} and saved; the same command goes on from there")
+                saver.wait()
+                raise Stopped(f"stopped after step {step} and saved; the same command goes on from there")
         bar.close()
+        saver.wait()
     return checkpoint.folder_of(run, config.steps)
 
 
@@ -195,24 +242,6 @@ def claim(run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
 
 
-def measure(state: State, held_out: Latents, config: TrainConfig) -> dict[str, list[float]]:
-    """Return the held-out losses of the first average, or of the weights if none is kept; every process works them out.
-
-    The average takes the weights' place meanwhile, since a sharded model can be called with no other weights.
-    """
-    own = [local(p.detach()) for p in state.model.parameters()]
-    kept = [p.clone() for p in own]
-    average = next(iter(state.ema.averages.values()), None)
-    try:
-        if average is not None:
-            torch._foreach_copy_(own, [local(a) for a in average.values()])
-        return held_out_losses(state.model, held_out, config)
-    finally:
-        if callable(reshard := getattr(state.model, "reshard", None)):
-            reshard()  # FSDP keeps the outermost weights gathered until a backward pass
-        torch._foreach_copy_(own, kept)
-
-
 def describe(config: TrainConfig, data: Latents, base: Checkpoint | None) -> dict[str, Any]:
     """Return what every checkpoint of the run states about it."""
     model = config.model(data.shape, data.num_classes)
@@ -236,11 +265,11 @@ def describe(config: TrainConfig, data: Latents, base: Checkpoint | None) -> dic
 def prepare(config: TrainConfig, run: Path, header: dict[str, Any]) -> None:
     """Clean the run's folder up and write config.json if it is new; a run with other settings is refused."""
     files.remove_temporaries(run)
-    files.remove_temporaries(run / "checkpoints")
+    for kind in ("checkpoints", "ema"):
+        files.remove_temporaries(run / kind)
     if not checkpoint.list_steps(run):
         files.write_json(run / "config.json", header)
         return
-    prune(run, config)  # a run that was stopped between saving and pruning has one too many
     saved = checkpoint.read(run)
     defaults = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))  # of settings that are newer than the run
     refuse_changes(defaults | saved.header["training"], header["training"], run)
@@ -268,11 +297,12 @@ def start(
     for change in changes:
         change(model)
     network = engine(model, device, processes) if processes.count > 1 else model.to(device)
-    state = State(model, network, EMA(model, config.ema_decays), make_optimizer(model, config))
+    ema = EMA(model, config.ema_decays, config.ema_lengths)
+    state = State(model, network, ema, make_optimizer(model, config))
     if saved is not None:
         checkpoint.load_weights(model, saved.tensors("model"), saved.folder)
-        for decay, average in state.ema.averages.items():
-            for name, tensor in saved.tensors(f"ema-{decay:g}").items():
+        for file, average in ema.named.items():
+            for name, tensor in saved.tensors(file).items():
                 checkpoint.fill(average[name], tensor)
         checkpoint.load_optimizer(model, state.optimizer, saved.tensors("optimizer"))
         state.step, state.seconds = saved.step, float(saved.header["seconds"])
@@ -326,76 +356,12 @@ def refuse_changes(saved: dict[str, Any], asked: dict[str, Any], run: Path) -> N
         raise ValueError(f"{run} was started with other settings: {differences}")
 
 
-def prune(run: Path, config: TrainConfig) -> None:
-    """Remove all but the last checkpoints, and those that `keep_every` keeps."""
+def prune(run: Path, config: TrainConfig, best: int) -> None:
+    """Remove all but the last checkpoints, those that `keep_every` keeps, and that of the step `best`."""
     steps = checkpoint.list_steps(run)
     for step in sorted(steps)[: -config.keep_last]:
-        if not (config.keep_every and step % config.keep_every == 0):
+        if step != best and not (config.keep_every and step % config.keep_every == 0):
             files.remove(steps[step])
-
-
-class Metrics:
-    """Appends lines to metrics.jsonl; tensors are read only when lines are written, so that no step waits for them.
-
-    Every process reads them and the first writes. A flush after ten steps in a row whose gradient was not finite is a
-    FloatingPointError; such steps have changed nothing.
-    """
-
-    def __init__(self, path: Path, step: int, seed: int, processes: Processes, every: int = 50) -> None:
-        self.path, self.seed, self.processes, self.every = path, seed, processes, every
-        self.waiting, self.non_finite = list[dict[str, Any]](), list[int]()
-        processes.first(lambda: self.forget_after(step))
-
-    def forget_after(self, step: int) -> None:
-        """Drop what an interrupted run wrote after its last checkpoint: it will be written again."""
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        if kept != lines:
-            files.write_bytes(self.path, "".join(kept).encode())
-
-    def add(self, line: dict[str, Any]) -> None:
-        self.waiting.append(line)
-        if len(self.waiting) >= self.every:
-            self.flush()
-
-    def flush(self) -> None:
-        lines, self.waiting = read_numbers(self.waiting), []
-        if self.processes.rank == 0:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-        for line in lines:
-            if "gradient_norm" in line:
-                self.watch(line["step"], line["gradient_norm"])
-
-    def watch(self, step: int, norm: float | None) -> None:
-        if norm is not None:
-            self.non_finite.clear()
-            return
-        if self.processes.rank == 0:
-            tqdm.write(f"step {step}: the gradient is not finite, step skipped", file=sys.stderr)
-        self.non_finite.append(step - 1)
-        if len(self.non_finite) == MAX_NON_FINITE:
-            raise FloatingPointError(
-                f"the gradient was not finite in {MAX_NON_FINITE} steps in a row, "
-                f"{self.non_finite[0]} to {self.non_finite[-1]} of seed {self.seed}"
-            )
-
-
-def read_numbers(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines with numbers for tensors, read in one go; None where not finite, which JSON has no word for."""
-    tensors = [value for line in lines for value in line.values() if isinstance(value, Tensor)]
-    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
-
-    def plain(value: Any) -> Any:
-        number = next(numbers) if isinstance(value, Tensor) else value
-        return None if isinstance(number, float) and not math.isfinite(number) else number
-
-    return [{key: plain(value) for key, value in line.items()} for line in lines]
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @dataclasses.dataclass

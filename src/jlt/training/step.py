@@ -6,6 +6,7 @@ Steps are counted from 0; position is the image's place in the global batch, so 
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,11 +93,12 @@ def training_step(
     step: int,
     micro_batches: int = 1,
     processes: Processes = Processes(),  # noqa: B008
+    look: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Take one step; return the global batch's mean loss and gradient norm. A non-finite gradient changes nothing.
 
-    `batch` is this process's share, taken in `micro_batches` parts. The host reads no number here, so it runs ahead of
-    the device.
+    `batch` is this process's share, taken in `micro_batches` parts; `look` is called when the gradients are there and
+    not clipped yet. The host reads no number here, so it runs ahead of the device.
     """
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate_at(step)
@@ -120,11 +122,12 @@ def training_step(
             weighted = losses.mean() * share
             (weighted * processes.count).backward()  # the engine averages over processes, and shares need their sum
         mean += weighted.detach()
+    look()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip).detach()
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     finite = torch.isfinite(norm).float()
     optimizer.found_inf = 1 - finite  # type: ignore[attr-defined]  # fused AdamW looks at it, on the device
     optimizer.step()
-    ema.update(model, finite)
+    ema.update(model, finite, step)
     optimizer.zero_grad()
     return processes.total(mean), norm

@@ -1,0 +1,224 @@
+"""What looks at a training: sample grids, distances, and the memorisation alarm; see jlt.training.watching.
+
+    RUN/samples/step-*.png        images of the first average; a column a class, the same noise every time
+    RUN/neighbours/step-*.png     its images above the training images that are nearest to them, in latents
+
+Every process makes its share of the images; image i is the same whoever makes it. The first process measures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from jlt import files
+from jlt.data import Latents, load_representation
+from jlt.experiments.evaluate import Judge, balanced_labels
+from jlt.experiments.plots import grid
+from jlt.flow import target
+from jlt.sampling import Generator, Samples
+from jlt.training import View
+from jlt.training.metrics import tell
+
+FAR_NEARER = 0.5
+TOO_MANY = 0.1
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is looked at while a run trains; nothing of it changes what is learnt.
+
+    Attributes:
+        log: where metrics go besides metrics.jsonl: tensorboard, wandb.
+        gradient_norms_every: steps between measurements of the gradient's norm by block; 0 never, as for the next.
+        samples_every: steps between pictures of samples (RUN/samples).
+        distances_every: steps between measurements of samples against held-out images, for each average; the
+            checkpoint of the least distance is kept.
+        neighbours_every: steps between comparisons of samples with the nearest training latents; for small sets.
+        watch_images: images a measurement.
+        watch_steps: steps of Heun's method for them.
+        watch_scale: their guidance scale; by default the preset's.
+        peak_tflops: peak of a device, of which the progress bar then tells the used share; known for some GPUs.
+    """
+
+    log: tuple[str, ...] = ()
+    gradient_norms_every: int = 0
+    samples_every: int = 0
+    distances_every: int = 0
+    neighbours_every: int = 0
+    watch_images: int = 500
+    watch_steps: int = 12
+    watch_scale: float | None = None
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gradient_norms_every", "samples_every", "distances_every", "neighbours_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.watch_images < 2:
+            raise ValueError(f"watch_images must be at least 2, got {self.watch_images}")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"peak_tflops must be above 0, got {self.peak_tflops}")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How watchers make images: Heun's method on a uniform grid, guided where 0.1 < t < 1."""
+
+    steps: int = 12
+    scale: float = 1.0
+    seed: int = 0
+    batch_size: int = 100
+
+    def __call__(self, view: View, labels: Int[Tensor, " n"], weights: str | None = None) -> Samples:
+        """Make an image for each label with an average's weights, by default the first's; all processes get them."""
+        processes, count = view.processes, len(labels)
+        share = -(-count // processes.count)  # the same for all, or they would wait for each other's parts of the model
+        mine = labels.repeat(2 + share * processes.count // count)[processes.rank * share :][:share]
+        with view.weights(weights):
+            made = opened(view).sample(
+                mine, seed=self.seed, steps=self.steps, scale=self.scale, batch_size=self.batch_size,
+                first_index=processes.rank * share, progress=False,
+            )  # fmt: skip
+        together = {name: processes.together(getattr(made, name))[:count] for name in ("images", "latents")}
+        return Samples(
+            **together, labels=labels, seeds=[(self.seed, i) for i in range(count)], settings=made.settings,
+            evaluations=made.evaluations, network_passes=made.network_passes, seconds=made.seconds,
+        )  # fmt: skip
+
+
+def opened(view: View) -> Generator:
+    """Return what samples with the weights that the model has now."""
+    return Generator(
+        model=view.model,
+        target=target(view.config.target),
+        representation=load_representation(view.latents / "representation"),
+        affine=view.data.manifest.affine,
+        class_names=view.data.manifest.class_names,
+        header={**view.header, "step": view.step},
+        weights="in training",
+        fingerprint="",
+    )
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Draws samples of the first average: ten of each of the first ten classes, or 100 of none."""
+
+    every: int
+    draw: Drawing
+    columns: int = 10
+    rows: int = 10
+
+    def __call__(self, view: View) -> Mapping[str, Any]:
+        columns = min(view.data.num_classes, self.columns) or self.columns
+        labels = torch.arange(columns * self.rows) % (columns if view.data.num_classes else 1)
+        samples = self.draw(view, labels)
+        name = f"samples/step-{view.step:08d}.png"
+        view.processes.first(lambda: save_picture(view, name, samples.images, columns))
+        return {"samples": name}
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Measures samples of each average against held-out images; the least Frechet distance keeps its checkpoint.
+
+    `judge` is the first process's, None elsewhere.
+    """
+
+    every: int
+    draw: Drawing
+    judge: Judge | None
+    num_images: int = 500
+
+    def __call__(self, view: View) -> Mapping[str, Any]:
+        labels = balanced_labels(self.num_images, view.data.num_classes)
+        found: dict[str, dict[str, float]] = {}
+        for name in view.ema.named or {"model": {}}:
+            samples = self.draw(view, labels, name if view.ema.named else None)
+            if self.judge is not None:
+                values = self.judge.values(self.judge.see(samples, f"{name} at step {view.step}"), samples)
+                found[name] = {metric: float(value.value) for metric, value in values.items()}
+        if not found:
+            return {}
+        scores = {name: next(v for k, v in values.items() if k.startswith("F")) for name, values in found.items()}
+        best = min(scores, key=lambda name: scores[name])
+        return {"distances": found, "best_weights": {best: scores[best]}, "score": scores[best]}
+
+
+@dataclass
+class Neighbours:
+    """The memorisation alarm: samples' distances to the nearest training latents, beside held-out latents' ones.
+
+    `copied` is the share of samples nearer than half the held-out latents' median, `expected` the same share of the
+    held-out latents themselves. Half, because even the mean of the data, the most typical sample there is, is at
+    1/sqrt(2) of the distance between two independent ones. More than a tenth too many is told in a line, once.
+    """
+
+    every: int
+    draw: Drawing
+    num_images: int = 100
+    usual: Tensor | None = field(default=None, init=False)
+    told: bool = field(default=False, init=False)
+
+    def __call__(self, view: View) -> Mapping[str, Any]:
+        samples = self.draw(view, balanced_labels(self.num_images, view.data.num_classes))
+        line = view.processes.first(lambda: self.compare(view, samples))
+        return line or {}
+
+    def compare(self, view: View, samples: Samples) -> Mapping[str, Any]:
+        flip = view.config.flip
+        if self.usual is None:
+            assert view.held_out is not None
+            some = torch.arange(min(len(view.held_out), 500)) * len(view.held_out) // min(len(view.held_out), 500)
+            self.usual, _, _ = nearest(view.held_out.gather(some), view.data, flip)
+        distance, index, flipped = nearest(samples.latents, view.data, flip)
+        usual = self.usual.median()
+        copied, expected = (float((d < FAR_NEARER * usual).float().mean()) for d in (distance, self.usual))
+        if copied > expected + TOO_MANY and not self.told:
+            self.told = True
+            tell(
+                f"step {view.step}: {copied:.0%} of the samples are less than half as far from a training latent as "
+                f"held-out latents are ({expected:.0%} of those): the run memorises; see RUN/neighbours"
+            )
+        order = distance.argsort()[:10]
+        mask = flipped[order] if flip else None
+        restore = view.data.manifest.affine.restore
+        real = load_representation(view.latents / "representation").decode(
+            restore(view.data.gather(index[order], mask))
+        )
+        name = f"neighbours/step-{view.step:08d}.png"
+        save_picture(view, name, torch.cat([samples.images[order], real.cpu()]), len(order))
+        return {
+            "neighbours": {
+                "median": float(distance.median()), "held_out_median": float(usual), "copied": copied,
+                "expected": expected, "picture": name,
+            }
+        }  # fmt: skip
+
+
+def nearest(
+    z: Float[Tensor, "n c h w"], data: Latents, mirrored: bool = False, chunk: int = 1000
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Return each latent's distance (root mean square) to the nearest training latent, its index, and if mirrored."""
+    least, index = torch.full((len(z),), torch.inf), torch.zeros(len(z), dtype=torch.int64)
+    flipped = torch.zeros(len(z), dtype=torch.bool)
+    for flip in (False, True)[: 1 + mirrored]:
+        for part in torch.arange(len(data)).split(chunk):
+            known = data.gather(part, torch.full((len(part),), flip)).flatten(1)
+            # the form by differences: that by products cancels where a sample is a copy
+            distance, where = torch.cdist(
+                z.cpu().flatten(1), known, compute_mode="donot_use_mm_for_euclid_dist"
+            ).min(1)  # fmt: skip
+            closer = distance < least
+            least = torch.where(closer, distance, least)
+            index, flipped = torch.where(closer, part[where], index), torch.where(closer, flip, flipped)
+    return least / z[0].numel() ** 0.5, index, flipped
+
+
+def save_picture(view: View, name: str, images: Tensor, columns: int) -> None:
+    with files.replaced(view.run / name) as temporary:
+        grid(images, columns).save(temporary, format="PNG")
