@@ -50,20 +50,20 @@ def write(folder: Path) -> None:
     write_manifest(split, summaries, SHAPE, SHARD, names, {}, representation, identity(SHAPE[0]), mirrored=False)
 
 
-def gather(folder: Path) -> None:
-    latents = open_latents(folder)
+def gather(latents: Latents) -> None:
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
+    batch = torch.empty(BATCH, *SHAPE)  # as in training, whose batches use the same memory again
     for part in order.split(BATCH):
-        latents.gather(part)
+        latents.gather(part, out=batch)
 
 
-def loader(folder: Path) -> None:
-    for _ in DataLoader(Samples(open_latents(folder)), batch_size=BATCH, shuffle=True):
+def loader(latents: Latents) -> None:
+    for _ in DataLoader(Samples(latents), batch_size=BATCH, shuffle=True):
         pass
 
 
-def sequential(folder: Path) -> None:
-    for path in sorted((folder / "train").glob("*.safetensors")):
+def sequential(latents: Latents) -> None:
+    for path in sorted(latents.folder.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
             while file.read(2**24):
                 pass
@@ -74,17 +74,18 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    ways: dict[str, Callable[[Path], None]] = {"gather": gather, "DataLoader": loader, "sequential read": sequential}
+    ways: dict[str, Callable[[Latents], None]] = {"gather": gather, "DataLoader": loader, "sequential read": sequential}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory(dir=".") as temporary:
         folder = Path(temporary)
         write(folder)
+        latents = open_latents(folder)
         for k in range(options.rounds + 1):
             for name, way in ways.items():
                 if options.cold:
                     Path("/proc/sys/vm/drop_caches").write_text("1\n")
                 began = time.perf_counter()
-                way(folder)
+                way(latents)
                 if k:
                     seconds[name].append(time.perf_counter() - began)
     for name, values in seconds.items():

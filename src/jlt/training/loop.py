@@ -164,7 +164,10 @@ def train(
         pace = Pace(config.batch_size, training_flop(state.model.config), peak, where)
         norms = dict[str, Tensor]()
         began = time.perf_counter() - state.seconds
-        batches = ahead(lambda step: draw_batch(data, config, step, position), state.step, config.steps, where)
+        shape = (len(position), *data.shape)
+        batches = ahead(
+            lambda step, x: draw_batch(data, config, step, position, x), shape, state.step, config.steps, where
+        )
         for batch in stack.enter_context(contextlib.closing(batches)):
             rate = config.learning_rate_at(state.step)
             norms.clear()
@@ -213,18 +216,24 @@ def train(
     return checkpoint.folder_of(run, config.steps)
 
 
-def ahead(draw: Callable[[int], Batch], start: int, stop: int, device: torch.device) -> Generator[Batch]:
+def ahead(
+    draw: Callable[[int, Tensor], Batch], shape: Sequence[int], start: int, stop: int, device: torch.device
+) -> Generator[Batch]:
     """Yield the batch of each step on the device, the next one being drawn in a thread meanwhile.
 
-    On a CPU each is drawn when it is its turn: two threads that both compute there would slow each other.
+    `draw(step, x)` fills x, of that shape, with the latents. On a CPU each batch is drawn when it is its turn, into the
+    memory of the last: two threads that both compute there would slow each other, and fresh memory costs several times
+    what filling it does. Pinned memory, from which a GPU copies by itself, PyTorch hands out anew once it is copied.
     """
     if device.type == "cpu":
-        yield from map(draw, range(start, stop))
+        x = torch.empty(*shape)
+        yield from (draw(step, x) for step in range(start, stop))
         return
+    pin = device.type == "cuda"
 
     def pinned(step: int) -> Batch:
-        batch = draw(step)
-        return batch.pin_memory() if device.type == "cuda" else batch  # so that its copy waits for nothing
+        batch = draw(step, torch.empty(*shape, pin_memory=pin))
+        return batch.pin_memory() if pin else batch  # what is pinned stays where it is
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(pinned, start) if start < stop else None

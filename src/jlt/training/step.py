@@ -47,13 +47,22 @@ class Batch:
         return [Batch(*part) for part in zip(*(tensor.tensor_split(parts) for tensor in self.tensors), strict=True)]
 
 
-def draw_batch(latents: Latents, config: TrainConfig, step: int, position: Int[Tensor, " b"]) -> Batch:
-    """Draw the images at these positions of the step's global batch, with their noise, times and labels."""
+def draw_batch(
+    latents: Latents,
+    config: TrainConfig,
+    step: int,
+    position: Int[Tensor, " b"],
+    x: Float[Tensor, "b c h w"] | None = None,
+) -> Batch:
+    """Draw the images at these positions of the step's global batch, with their noise, times and labels.
+
+    The latents go into `x`, if it is given.
+    """
     seed = config.seed
     index = data_order(seed, len(latents), step * config.batch_size + position)
     flip = random.uniform(seed, Stream.FLIP, step, position) < 0.5 if config.flip else None
     dropped = random.uniform(seed, Stream.LABEL_DROP, step, position) < config.label_drop
-    x = latents.gather(index, flip)
+    x = latents.gather(index, flip, x)
     return Batch(
         x=x,
         eps=config.noise_scale * random.normal(seed, Stream.NOISE, step, position, x.shape[1:]),
