@@ -85,9 +85,9 @@ def test_a_sweep_goes_on_with_the_points_that_are_there_and_takes_new_values(mad
 def test_the_jobs_of_an_array_leave_the_records_of_one_sweep(
     made: Path, whole: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    for part in ("2/2", "1/2"):
-        assert main(command(made, tmp_path / "s", *FACTORS, "--part", part)) == 0
-        assert "without --part scores the best" in capsys.readouterr().out
+    for share in ("2/2", "1/2"):
+        assert main(command(made, tmp_path / "s", *FACTORS, "--share", share)) == 0
+        assert "without --share scores the best" in capsys.readouterr().out
         assert not (tmp_path / "s" / "record.json").exists()
     assert main(command(made, tmp_path / "s", *FACTORS)) == 0
     assert timeless(tmp_path / "s") == timeless(whole)
@@ -145,8 +145,8 @@ def test_a_heat_map_shows_the_best_over_the_factors_that_it_does_not_show() -> N
     ("options", "message"),
     [
         (["--seed", "3", "--final-seeds", "0", "3"], "must be others than the points' seed 3, got [0, 3]"),
-        (["--part", "3/2"], "part must be i/n with 1 <= i <= n, got 3/2"),
-        (["--part", "two"], "part must be i/n, such as 3/16, got 'two'"),
+        (["--share", "3/2"], "a share is K/N with K from 1 to N, such as 3/8, got '3/2'"),
+        (["--share", "two"], "a share is K/N with K from 1 to N, such as 3/8, got 'two'"),
         (["--by", "FDI"], "did you mean 'FD'"),
         (["--by", "FID"], "FID is not measured with this reference and pixels 8 x 8"),
         (["--scale", "2", "2"], "scale needs one value or several that differ, got [2.0, 2.0]"),

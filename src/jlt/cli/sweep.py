@@ -1,6 +1,5 @@
 """`jlt sweep RUN [LATENTS]`."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,7 @@ def run(
     final_seeds: tuple[int, ...] = (0,),
     guide: Path | None = None,
     batch_size: int = 100,
-    part: str | None = None,
+    share: str | None = None,
     device: str = "cpu",
     out: Path | None = None,
     json: bool = False,
@@ -41,7 +40,7 @@ def run(
     --num 10000 --full 50000
 
     Several GPUs take points in turn: torchrun --nproc-per-node 8 -m jlt sweep ... --device cuda. So do the jobs of an
-    array, in any order: jlt sweep ... --part $SLURM_ARRAY_TASK_ID/16, and then the same command without --part.
+    array, in any order: jlt sweep ... --share $SLURM_ARRAY_TASK_ID/16, and then the same command without --share.
 
     Args:
         source: a run folder (its last checkpoint) or a checkpoint folder.
@@ -57,30 +56,22 @@ def run(
         final_seeds: seeds of the final score, others than the points'.
         guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
         batch_size: images at once.
-        part: i/n: every n-th point from the i-th on, and no final score.
+        share: K/N: every N-th point from the K-th on, and no final score.
         device: where networks run, such as cuda.
         out: folder for all that is written; by default `sweep` in the run folder.
         json: print the record as JSON.
     """
     if latents is None and reference is None:
         raise ValueError("a sweep compares with the held-out images of LATENTS or with --reference; neither was given")
-    share = None if part is None else share_of(part)
     sampling = Sampling(num_images=num, guide=guide, seed=seed, batch_size=batch_size)
     out = source / "sweep" if out is None else out
     path = sweep(
         source, out, factors, sampling, latents=latents, reference=reference, extractor=extractor, by=by, full=full,
-        final_seeds=final_seeds, part=share, device=device,
+        final_seeds=final_seeds, share=share, device=device,
     )  # fmt: skip
     if path is not None:
         record = records.read(path)
         tables = [text_table(table) for table in (*(part for part in record.parts if part.kind == "points"), record)]
         print(path.read_text() if json else "\n\n".join([*tables, str(path)]))
-    elif part is not None:
-        print(f"{out / 'points'}: part {part} is measured; the same command without --part scores the best")
-
-
-def share_of(part: str) -> tuple[int, int]:
-    """Read i/n."""
-    if not (match := re.fullmatch(r"(\d+)/(\d+)", part)):
-        raise ValueError(f"part must be i/n, such as 3/16, got {part!r}")
-    return int(match[1]), int(match[2])
+    elif share is not None:
+        print(f"{out / 'points'}: share {share} is measured; the same command without --share scores the best")

@@ -12,7 +12,7 @@ their points only. The best is then sampled with other seeds, so that its score 
     OUT/best-NAME-COUNT/    the evaluation of the best at full count (jlt.experiments.benchmark)
     OUT/record.json, OUT/heat-map.png
 
-Processes take points in turn, and so may the tasks of an array of jobs, by `part`; none waits for another before the
+Processes take points in turn, and so may the tasks of an array of jobs, by `share`; none waits for another before the
 last point, and the records are those of one process alone.
 """
 
@@ -32,7 +32,7 @@ from jlt.evaluation import records
 from jlt.evaluation.features import Extractor, open_extractor
 from jlt.evaluation.protocol import Reference, compare
 from jlt.evaluation.records import Record
-from jlt.experiments import plots
+from jlt.experiments import placement, plots
 from jlt.experiments.benchmark import observe, of_run, of_source, open_reference, score, write_reference
 from jlt.experiments.evaluate import Sampling, check_fit
 from jlt.experiments.report import direction
@@ -107,7 +107,7 @@ def sweep(
     by: str = "FD",
     full: int = 5000,
     final_seeds: Sequence[int] = (0,),
-    part: tuple[int, int] | None = None,
+    share: str | None = None,
     device: str = "cpu",
 ) -> Path | None:
     """Measure all points, then the best of them at full count; return the record's path on the first process.
@@ -123,7 +123,7 @@ def sweep(
         by: the metric that decides.
         full: images of the best.
         final_seeds: seeds of the best, of which none is that of the points.
-        part: (i, n): measure every n-th point from the i-th on, 1 <= i <= n, and leave the best to a later call.
+        share: "K/N": measure every N-th point from the K-th on, and leave the best to a later call.
         device: where networks run.
     """
     files.choose("metric", by, dict.fromkeys(METRICS))
@@ -131,12 +131,10 @@ def sweep(
         raise ValueError(
             f"the final seeds must be others than the points' seed {sampling.seed}, got {list(final_seeds)}"
         )
-    first, jobs = part or (1, 1)
-    if not 1 <= first <= jobs:
-        raise ValueError(f"part must be i/n with 1 <= i <= n, got {first}/{jobs}")
     opened = checkpoint.read(run)
     factors = dataclasses.replace(factors, weights=tuple(opened.resolve(name) for name in averages(opened, factors)))
     todo = {name_of(point): point for point in (settled(point, factors) for point in points(factors))}
+    here = placement.share(list(todo.items()), share or "1/1")
     with joined() as processes:
         where, network = open_device(device), open_extractor(extractor)
 
@@ -159,13 +157,13 @@ def sweep(
         processes.first(begin)
         against = reference or out / "reference.npz"
         real = open_reference(against, network, sampling.batch_size, where)
-        mine = list(todo.items())[first - 1 :: jobs][processes.rank :: processes.count]
+        mine = here[processes.rank :: processes.count]
         for name, point in tqdm(mine, desc="points", unit="point", disable=processes.rank > 0 or None):
             measure_point(run, out / "points" / name, as_sampling(point, sampling), point, real, network, where, by)
         processes.wait()
         if missing := [name for name in todo if not (out / "points" / f"{name}.json").is_file()]:
-            assert part is not None, f"{missing[0]} was not measured"
-        if part is not None:
+            assert share is not None, f"{missing[0]} was not measured"
+        if share is not None:
             return None
         found = {name: records.read(out / "points" / f"{name}.json") for name in todo}
         best = best_of(found, by)
