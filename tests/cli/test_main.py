@@ -118,6 +118,7 @@ def compared(chain: Path) -> tuple[list[str], Path]:
     arguments = [
         *base, "--vary", "target=x,v", "seed=0,1",
         "--extractor", "pixels", "--sampling.num-images", "10", "--sampling.steps", "2",
+        "--tune", "1", "2", "--tune-images", "6",
     ]  # fmt: skip
     assert main(["compare", "small", str(chain / "latents"), str(chain / "compared"), *arguments]) == 0
     return arguments, chain / "compared"
@@ -136,6 +137,11 @@ def test_a_comparison_trains_all_combinations_once(chain: Path, compared: tuple[
     assert [run["settings"] for run in runs["parts"]] == [{"seed": s, "target": t} for t in "xv" for s in (0, 1)]
     (differences,) = [part for part in record["parts"] if part["kind"] == "differences"]
     assert [part["name"] for part in differences["parts"]] == ["DiT-1x32/1 minus JLT-1x32/1"]
+    (tuned,) = [part for part in record["parts"] if part["kind"] == "tuned"]
+    assert [(part["name"], part["settings"]) for part in tuned["parts"]] == [
+        ("JLT-1x32/1", {"target": "x"}), ("DiT-1x32/1", {"target": "v"}),
+    ]  # fmt: skip
+    assert all(1 <= part["values"]["guidance scale"]["value"] <= 2 for part in tuned["parts"])
     weights = sorted((out / "runs").rglob("model.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
     assert main(["compare", "small", str(chain / "latents"), str(out), *arguments]) == 0

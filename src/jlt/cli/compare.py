@@ -31,6 +31,8 @@ def run(
     *,
     vary: tuple[str, ...] = ("target=x,v",),
     extractor: str = "efficientnet-lite0",
+    tune: tuple[float, ...] = (),
+    tune_images: int = 1000,
     devices: tuple[str, ...] = ("cpu",),
     share: str = "1/1",
 ) -> None:
@@ -46,12 +48,17 @@ def run(
         vary: settings in which runs differ, each as name=value,value; all combinations are run. latents=FOLDER,FOLDER
             compares representations of the same images.
         extractor: features that distances are taken on: efficientnet-lite0, or pixels.
+        tune: guidance scales; each run's best, found on other noise, makes a table of its own.
+        tune_images: images a scale.
         devices: where the runs are made, one at a time on each: cpu, or cuda:0 cuda:1 ...
         share: K/N makes every N-th run only, from the K-th, as in a Slurm array; the last share to end writes the
             record.
     """
     runs = variants(vary)
-    record = compare(latents, out, config, runs, sampling, extractor=extractor, devices=devices, share=share)
+    record = compare(
+        latents, out, config, runs, sampling, extractor=extractor, tune=tune, tune_images=tune_images,
+        devices=devices, share=share,
+    )  # fmt: skip
     if not record.is_file():
         done = len(list(out.glob("run-*.json")))
         print(f"{done} of {len(runs)} runs are done; the record is written when all are")

@@ -9,10 +9,12 @@ where they are declared: then they must be of the same images.
     OUT/samples-<name>.png          its images
     OUT/runs/<name>/                the run (jlt.training.loop), with samples/ (jlt.sampling.storage)
     OUT/runs/comparison.json        what is compared
+    OUT/tuned/<name>/               the sweep over guidance scales of one run (jlt.experiments.sweep), if asked for
     OUT/record.json, OUT/real.png   the outcome, once all runs are there
 
 With several seeds a column of the outcome is the mean and standard deviation over them, and a section gives the paired
-differences, seed by seed, from the first column, with 95 % intervals (Student's t).
+differences, seed by seed, from the first column, with 95 % intervals (Student's t). The guidance of all runs is the
+same; what each gives at a scale tuned for itself is a table of its own.
 """
 
 import dataclasses
@@ -31,6 +33,7 @@ from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
 from jlt.experiments.evaluate import Judge, Sampling, json_ready, measure_run, prepare_judge, save_grid
 from jlt.experiments.geometry import measure_geometry
+from jlt.experiments.sweep import Factors, sweep
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.held_out import BINS
 
@@ -47,6 +50,8 @@ class Comparison:
     variants: tuple[Mapping[str, Any], ...]
     sampling: Sampling
     extractor: str
+    tune: tuple[float, ...] = ()
+    tune_images: int = 1000
 
     @property
     def factors(self) -> list[str]:
@@ -82,6 +87,8 @@ def compare(
     extractor: str = "efficientnet-lite0",
     kind: str = "compare",
     title: str = "Matched comparison",
+    tune: Sequence[float] = (),
+    tune_images: int = 1000,
     devices: Sequence[str] = ("cpu",),
     share: str = "1/1",
 ) -> Path:
@@ -98,13 +105,16 @@ def compare(
         extractor: a key of EXTRACTORS.
         kind: kind of the record.
         title: name of the record.
+        tune: guidance scales, of which each run's best is found on other noise, for a table of its own.
+        tune_images: images a scale.
         devices: where runs are made, one at a time on each.
         share: "K/N" makes every N-th run only, from the K-th.
     """
-    comparison = Comparison(latents, out, base, tuple(variants), sampling, extractor)
+    comparison = Comparison(latents, out, base, tuple(variants), sampling, extractor, tuple(tune), tune_images)
     check(comparison)
     described = {"factors": comparison.factors, "runs": [comparison.settings(v) for v in variants]}
     described |= {"base": dataclasses.asdict(base), "sampling": dataclasses.asdict(sampling), "extractor": extractor}
+    described |= {"tune": comparison.tune, "tune_images": tune_images}
     files.claim(out / "runs", "comparison.json", described, "a comparison")
     missing = [v for v in placement.share(variants, share) if not record_path(comparison, v).is_file()]
     placement.spread(functools.partial(make_run, comparison), missing, devices, out / "runs")
@@ -155,7 +165,41 @@ def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) ->
     held_out = [line["held_out"] for line in lines if "held_out" in line]
     curve = smoothed([line["loss"] for line in lines if line.get("loss") is not None])
     figures = loss_figures({part.name: curve}, {part.name: held_out[-1]} if held_out else {})
+    if comparison.tune:
+        tune(comparison, name, folder, device)
     records.write(dataclasses.replace(part, figures=figures), record_path(comparison, variant))
+
+
+def tune(comparison: Comparison, name: str, latents: Path, device: str) -> None:
+    """Find the best guidance scale of one run on other noise, and score it as all runs are."""
+    sampling = comparison.sampling
+    factors = Factors(
+        scale=comparison.tune,
+        interval=(sampling.interval,),
+        weights=(sampling.weights,),
+        solver=(sampling.solver,),
+        steps=(sampling.steps,),
+        grid=(sampling.grid,),
+        guidance=(sampling.guidance,),
+    )
+    few = dataclasses.replace(sampling, num_images=comparison.tune_images, seed=sampling.seed + 1)
+    sweep(
+        comparison.out / "runs" / name, comparison.out / "tuned" / name, factors, few, latents=latents,
+        extractor=comparison.extractor, full=sampling.num_images, final_seeds=(sampling.seed,), device=device,
+    )  # fmt: skip
+
+
+def tuned(comparison: Comparison, runs: Sequence[Record]) -> Record:
+    """Return the table of the runs at the scales tuned for them, over seeds like the others."""
+    parts = []
+    for variant, run in zip(comparison.variants, runs, strict=True) if comparison.tune else ():
+        found = records.read(comparison.out / "tuned" / comparison.name(variant) / "record.json")
+        scale = Value(float(found.settings["guidance_scale"]))
+        values = {"guidance scale": scale, **found.parts[0].values}
+        parts.append(dataclasses.replace(run, values=values, figures={}, pictures={}))
+    columns = [mean_over_seeds(group) for group in over_seeds(parts)]
+    title = f"Guidance tuned for each run, among {', '.join(f'{scale:g}' for scale in comparison.tune)}"
+    return Record("tuned", title, {}, {}, parts=tuple(columns))
 
 
 def conclude(comparison: Comparison, kind: str, title: str) -> None:
@@ -170,10 +214,10 @@ def conclude(comparison: Comparison, kind: str, title: str) -> None:
     save_grid(out / "real.png", judge.images, judge.labels, data)
     groups = over_seeds(runs)
     columns = [mean_over_seeds(group) for group in groups]
-    sections: list[Record] = []
+    sections = [tuned(comparison, runs)]
     if len(groups) < len(runs):
         plain = tuple(dataclasses.replace(run, figures={}, pictures={}) for run in runs)
-        sections = [paired_differences(groups), Record("runs", "Each run", {}, {}, parts=plain)]
+        sections += [paired_differences(groups), Record("runs", "Each run", {}, {}, parts=plain)]
     geometries = [
         measure_geometry(open_latents(folder), comparison.base.patch_size, name=f"Geometry of {label}")
         for folder, label in latents_of(comparison).items()
