@@ -60,7 +60,7 @@ def test_the_folder_is_the_chosen_weights_and_opens_as_the_run_does(run: Path, t
     here, there = jlt.load(out), jlt.load(tmp_path / "gone")
     assert here.fingerprint == there.fingerprint
     assert torch.equal(here.sample([0, 1], steps=3).images, there.sample([0, 1], steps=3).images)
-    with pytest.raises(ValueError, match="holds no 'model'"):
+    with pytest.raises(ValueError, match="unknown weights 'model'"):
         jlt.load(out, "model")
 
 

@@ -263,10 +263,10 @@ def load(
         compile: compile the network's blocks, which takes a minute at the first image and shows at the later ones.
     """
     path = Path(path)
-    if path.is_file():
+    if path.is_file() and path.suffix == ".pth":
         if target is None:
             raise ValueError(
-                f"{path} is a file, which does not say what its network predicts: give a target "
+                f"{path} is the authors' file, which does not say what its network predicts: give a target "
                 f"(x, eps, v), or turn it into a checkpoint with jlt import {path} FOLDER --target x"
             )
         with tempfile.TemporaryDirectory() as folder:
