@@ -1,16 +1,10 @@
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jlt import files
-from jlt.evaluation import moments
-from jlt.evaluation.features import Pixels
 from jlt.evaluation.moments import Moments
-
-EXTRACTOR = Pixels(2)  # 4 numbers an image
 
 
 def draw(count, seed=0, dimension=4):
@@ -86,45 +80,3 @@ def test_other_dimensions_are_refused_with_both_values():
 def test_one_image_has_no_covariance():
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
         _ = of(draw(1)).covariance
-
-
-def test_saved_moments_come_back_to_the_bit(tmp_path):
-    original = of(draw(9))
-    moments.save(original, tmp_path / "m.safetensors", EXTRACTOR, "nine draws")
-    loaded, source = moments.load(tmp_path / "m.safetensors", EXTRACTOR)
-    assert source == "nine draws"
-    assert loaded.count == 9
-    assert torch.equal(loaded.mean, original.mean)
-    assert torch.equal(loaded.scatter, original.scatter)
-
-
-def test_a_reference_of_another_extractor_or_dimension_is_refused_with_both(tmp_path):
-    path = tmp_path / "m.safetensors"
-    moments.save(of(draw(9)), path, EXTRACTOR, "")
-    with pytest.raises(ValueError, match=r"was made with pixels 2 x 2 \(\w+\), not with pixels 3 x 3 \(\w+\)"):
-        moments.load(path, Pixels(3))
-    moments.save(of(draw(9, dimension=5)), path, EXTRACTOR, "")
-    with pytest.raises(ValueError, match=r"\(5, 5\).*\(4, 4\)"):
-        moments.load(path, EXTRACTOR)
-
-
-def test_damaged_files_are_value_errors_that_name_the_file(tmp_path):
-    path = tmp_path / "m.safetensors"
-    moments.save(of(draw(9)), path, EXTRACTOR, "")
-    whole = path.read_bytes()
-    good = {"mean": torch.zeros(4).double(), "scatter": torch.eye(4).double()}
-    metadata = {"format_version": "1", "extractor": EXTRACTOR.name, "fingerprint": EXTRACTOR.fingerprint, "count": "9"}
-    damaged = {
-        "truncated": whole[:-9],
-        "empty": b"",
-        "a pickle": b"\x80\x04N.",
-        "no metadata": safetensors.torch.save(good),
-        "other version": safetensors.torch.save(good, {**metadata, "format_version": "2"}),
-        "missing tensor": safetensors.torch.save({"mean": good["mean"]}, metadata),
-        "negative count": safetensors.torch.save(good, {**metadata, "count": "-9"}),
-        "NaN": safetensors.torch.save({**good, "mean": good["mean"] * float("nan")}, metadata),
-    }
-    for data in damaged.values():
-        files.write_bytes(path, data)
-        with pytest.raises(ValueError, match=r"m\.safetensors"):
-            moments.load(path, EXTRACTOR)

@@ -2,9 +2,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from jlt.evaluation import moments
 from jlt.evaluation.features import EXTRACTORS, Pixels
-from jlt.evaluation.protocol import load_reference, measure, real_against_real, reference
+from jlt.evaluation.protocol import measure, real_against_real, reference
 
 PIXELS = Pixels(8)
 
@@ -49,15 +48,6 @@ def test_floor_is_drawn_by_its_seed_from_the_whole_set(digits, held_out):
     assert scores[0] == scores[1] != scores[2]
     first = measure(ordered[:300], held_out, PIXELS)["FD (pixels 8 x 8)"].value
     assert scores[0] > 2 * first  # half of the draw is black
-
-
-def test_a_reference_from_disk_gives_the_same_frechet_distance_and_no_kernel_distance(digits, held_out, tmp_path):
-    moments.save(held_out.moments, tmp_path / "r.safetensors", PIXELS, held_out.name)
-    loaded = load_reference(tmp_path / "r.safetensors", PIXELS)
-    assert (loaded.name, loaded.count, loaded.fingerprint) == ("500 digits", 500, held_out.fingerprint)
-    values, expected = (measure(digits[500:700], r, PIXELS) for r in (loaded, held_out))
-    assert list(values) == ["FD (pixels 8 x 8)"]
-    assert values["FD (pixels 8 x 8)"] == expected["FD (pixels 8 x 8)"]
 
 
 def test_efficientnet_distances_are_named_after_it_and_never_fid(digits):

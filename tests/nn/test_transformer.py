@@ -205,7 +205,7 @@ def test_it_runs_in_any_dtype(dtype: torch.dtype) -> None:
     assert (found.float() - exact).norm() < tolerance * exact.norm()
 
 
-@pytest.mark.parametrize("config", [SMALL, JIT])
+@pytest.mark.parametrize("config", [SMALL, pytest.param(JIT, marks=pytest.mark.slow)])
 def test_a_whole_network_compiles_without_a_break(config: TransformerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("kept", "words", "philox"):  # the compiler cannot look through the tests' check of shapes
         monkeypatch.setattr(random, name, inspect.unwrap(getattr(random, name)))

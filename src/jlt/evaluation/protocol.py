@@ -17,14 +17,12 @@ features.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from jlt.evaluation import moments as moments_files
 from jlt.evaluation.distances import frechet_distance, kernel_distance
 from jlt.evaluation.features import Extractor, metric_name
 from jlt.evaluation.moments import Moments, Stated
@@ -65,12 +63,6 @@ def reference(
     """Return the reference of images; `name` says which ones."""
     features, moments = extract(images, extractor, batch_size, name)
     return Reference(name, extractor.name, extractor.fingerprint, moments, features, labels=labels)
-
-
-def load_reference(path: Path, extractor: Extractor) -> Reference:
-    """Read a reference that `moments.save` wrote; it gives FD only."""
-    moments, source = moments_files.load(path, extractor)
-    return Reference(source, extractor.name, extractor.fingerprint, moments, None)
 
 
 def measure(
