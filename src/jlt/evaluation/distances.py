@@ -5,6 +5,8 @@ at any number, and may therefore come out slightly negative. Both are 0 for equa
 blur and missing classes. Formulas: Heusel et al. 2017 (arXiv 1706.08500), Binkowski et al. 2018 (arXiv 1801.01401).
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -20,14 +22,23 @@ def frechet_distance(a: Moments | Stated, b: Moments | Stated) -> float:
     With S = A A^T, tr (S_a S_b)^(1/2) is the sum of the singular values of A_a^T A_b. That is real and accurate for
     singular covariances too, where the square root of the product loses half of the digits.
     """
-    if a.dimension != b.dimension:
-        raise ValueError(f"a Frechet distance between features of dimensions {a.dimension} and {b.dimension}")
-    if any(side.count is not None and side.count < 2 for side in (a, b)):
-        raise ValueError(f"a Frechet distance needs at least 2 images a side, got {a.count} and {b.count}")
-    cross: Tensor = torch.linalg.svdvals(square_root(a).T @ square_root(b)).sum()
-    traces = (a.covariance.trace() + b.covariance.trace()).item()
-    distance = (a.mean - b.mean).square().sum().item() + traces - 2 * cross.item()
-    return max(0.0, distance)
+    return frechet_distances([a], b)[0]
+
+
+def frechet_distances(many: Sequence[Moments | Stated], b: Moments | Stated) -> list[float]:
+    """Return the distance of each from `b`, whose square root is worked out once."""
+    for a in many:
+        if a.dimension != b.dimension:
+            raise ValueError(f"a Frechet distance between features of dimensions {a.dimension} and {b.dimension}")
+        if any(side.count is not None and side.count < 2 for side in (a, b)):
+            raise ValueError(f"a Frechet distance needs at least 2 images a side, got {a.count} and {b.count}")
+    root, trace = square_root(b), b.covariance.trace().item()
+    distances = []
+    for a in many:
+        cross = torch.linalg.svdvals(square_root(a).T @ root).sum().item()
+        means = (a.mean - b.mean).square().sum().item()
+        distances.append(max(0.0, means + (a.covariance.trace().item() + trace) - 2 * cross))
+    return distances
 
 
 def square_root(moments: Moments | Stated) -> Float64[Tensor, "d rank"]:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from jlt.evaluation.distances import frechet_distance, kernel_distance
+from jlt.evaluation.distances import frechet_distance, frechet_distances, kernel_distance
 from jlt.evaluation.features import Extractor, metric_name
 from jlt.evaluation.moments import Moments, Stated
 from jlt.evaluation.records import Value, mean_and_spread
@@ -114,11 +114,12 @@ def compare(statistics: Statistics, reference: Reference, extractor: Extractor) 
     for metric, view, real in (("FD", "features", reference.moments), ("sFD", "spatial", reference.spatial)):
         if real is None or (moments := statistics.moments(view)) is None:
             continue
-        values[metric_name(metric, extractor)] = Value(frechet_distance(moments, real))
         parts = statistics.subsets(view)
-        if metric == "FD" and min(part.count for part in parts) >= SMALLEST_FIFTH:
-            name = f"{metric_name(metric, extractor)}, over fifths of {parts[-1].count}"
-            values[name] = mean_and_spread([frechet_distance(part, real) for part in parts])
+        apart = metric == "FD" and min(part.count for part in parts) >= SMALLEST_FIFTH
+        whole, *fifths = frechet_distances([moments, *(parts if apart else ())], real)
+        values[metric_name(metric, extractor)] = Value(whole)
+        if fifths:
+            values[f"{metric_name(metric, extractor)}, over fifths of {parts[-1].count}"] = mean_and_spread(fifths)
     if statistics.score is not None and statistics.count >= SPLITS:
         values[metric_name("IS", extractor)] = statistics.score.value()
     if reference.features is not None and min(len(reference.features), statistics.keep) > NEIGHBOURS:
