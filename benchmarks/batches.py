@@ -8,6 +8,7 @@ drops the page cache) each way starts from the disk, and a sequential read of th
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -83,7 +84,10 @@ def main() -> None:
         for k in range(options.rounds + 1):
             for name, way in ways.items():
                 if options.cold:
+                    del latents
+                    os.sync()  # what is not written yet, or mapped, cannot be dropped
                     Path("/proc/sys/vm/drop_caches").write_text("1\n")
+                    latents = open_latents(folder)  # reads a sixteenth of it, to check its statistics
                 began = time.perf_counter()
                 way(latents)
                 if k:

@@ -5,7 +5,8 @@
 One process, by turns: whole training steps (forward, backward, clipping, AdamW, two averages) on noise in the shape of
 the preset's latents, and square matrix products of the same type. The figure is the ratio of their rates, the step's by
 analytic operations (jlt.experiments.plan). The floor is a ratio of 1: every operation that counts is in a matrix
-product. `--memory` prints the largest resident memory for several batch sizes instead, each in a process of its own.
+product. `--memory` prints the largest resident memory of one step at several batch sizes instead, each in a process of
+its own.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from jlt.flow.random import Stream
 from jlt.nn import EMA, Transformer
 from jlt.nn.flops import training_flop
 from jlt.training import Batch, make_optimizer, training_step
+from jlt.training.parallel import recompute_blocks
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
@@ -42,10 +44,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--memory", type=int, nargs="*", help="batch sizes to print the largest memory for")
+    parser.add_argument("--recompute", action="store_true", help="work out the blocks again for the backward pass")
     options = parser.parse_args()
     if options.memory:
         for size in options.memory:
-            command = [sys.executable, __file__, "--preset", options.preset, "--dtype", options.dtype, "--steps", "1"]
+            command = [sys.executable, __file__, "--preset", options.preset, "--dtype", options.dtype, "--steps", "0"]
+            command += ["--recompute"] * options.recompute
             subprocess.run([*command, "--batch-size", str(size)], check=True, stdout=subprocess.DEVNULL)
             largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # sizes rise, so the last one's
             print(f"batch size {size}: {largest / 1e9:.2f} GB", flush=True)
@@ -54,6 +58,8 @@ def main() -> None:
     config = replace(preset.config, batch_size=options.batch_size, dtype=options.dtype)
     shape, classes = preset.expected.shape, preset.expected.num_classes
     model = Transformer(config.model(shape, classes), config.seed)
+    if options.recompute:
+        recompute_blocks(model)
     ema, optimizer = EMA(model, config.ema_decays), make_optimizer(model, config)
     position = torch.arange(options.batch_size)
     x, eps = (random.normal(0, Stream.NOISE, k, position, shape) for k in range(2))
