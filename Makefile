@@ -1,5 +1,6 @@
 # make quickstart : a trained, sampled and measured comparison on real digits, and a page to look at
 # make test       : the default test suite
+# make docs       : the documentation site, build/docs/index.html
 # The tests take torch-fidelity without its requirements: torchvision, which they do not need, weighs gigabytes.
 # Options: PYTHON (3.11 or newer), PIP_ARGS (for instance a CPU-only index of PyTorch, see README.md).
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow docs lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/jlt quickstart
@@ -18,6 +19,9 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

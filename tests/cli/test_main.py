@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import inspect
 import json
@@ -43,22 +42,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def readme_commands(heading: str) -> list[list[str]]:
-    """Return the arguments of each jlt command below a heading of the README, one that torchrun starts included."""
+    """Return the arguments of each jlt command below a heading of the README."""
     readme = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", "")
     section = readme.split(f"{heading}\n")[1].split("\n## ")[0]
     lines = [part for line in section.splitlines() for part in line.split("&&")]
-    found = [re.fullmatch(r"\s*(?:torchrun .* -m )?jlt ([a-z]+ .*)", line) for line in lines]
+    found = [re.fullmatch(r"\s*jlt ([a-z]+ .*)", line) for line in lines]
     return [match[1].split() for match in found if match]
-
-
-@pytest.mark.parametrize("arguments", readme_commands("## Reproduce the paper"), ids=" ".join)
-def test_the_commands_that_reproduce_the_paper_are_understood(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module, called = importlib.import_module(f"jlt.cli.{arguments[0]}"), []
-    monkeypatch.setattr(module, "run", functools.wraps(module.run)(lambda *given, **named: called.append(named)))
-    assert main(arguments) == 0
-    assert len(called) == 1
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +272,19 @@ def test_help_needs_no_pytorch() -> None:
     program = "import sys; from jlt.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert all(command in out for command in COMMANDS)
+
+
+def test_a_shell_completes_commands_options_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--completion", "bash"]) == 0
+    (tmp_path / "jlt").write_text(capsys.readouterr().out)
+    for typed, offered in [("jlt sam", "sample"), ("jlt sample run out --solv", "--solver")]:
+        program = (
+            f"source jlt; COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _tyro_jlt; echo $COMPREPLY"
+        )
+        done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [offered]
+    assert main(["--completion", "fsh"]) == 2
+    assert "unknown shell 'fsh', did you mean 'zsh'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,5 +1,6 @@
 """The doctor: findings are what the checks say, and the rehearsal is a real training."""
 
+import importlib.metadata
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,31 @@ def test_what_a_check_raises_is_its_finding() -> None:
     assert doctor.examine("a", broken) == doctor.Finding("a", False, "RuntimeError: driver is too old")
     assert doctor.examine("b", lambda: "not run: there is one GPU").good is None
     assert doctor.examine("c", lambda: "fine").good is True
+
+
+def test_extras_that_lack_a_package_are_named_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "torch>=2.6", "numpy>=1; extra == 'one'", 'jlt-absent>=2,<3; extra == "two"', "jlt[one,two]; extra == 'all'",
+    ]  # fmt: skip
+    assert [doctor.missing(extra, lines) for extra in ("one", "two", "all")] == [[], ["jlt-absent"], ["jlt-absent"]]
+    monkeypatch.setattr(doctor, "EXTRAS", ("one", "two"))
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    assert doctor.extras() == "one; two lacks jlt-absent"
+
+
+def test_weights_are_told_where_they_are_and_where_they_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("JLT_HOME", str(tmp_path))
+    inception = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    flux2 = "black-forest-labs/FLUX.2-klein-4B/vae/diffusion_pytorch_model.safetensors"
+    assert f"Inception (FID) not in {inception}" in doctor.weights()
+    assert f"flux2 not in {tmp_path / 'autoencoders' / flux2}" in doctor.weights()
+    inception.parent.mkdir(parents=True)
+    inception.touch()
+    assert f"Inception (FID) in {inception}" in doctor.weights()
+    assert "EfficientNet-Lite0 in " in doctor.weights()
 
 
 def test_synthetic_latents_are_what_a_preset_expects(tmp_path: Path) -> None:

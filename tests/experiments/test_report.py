@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import hashlib
 import re
 from html import escape
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.chromium import PROGRAM, Chromium
 
 from jlt.cli import report as cli
 from jlt.evaluation import records
@@ -366,7 +368,7 @@ def test_no_text_of_a_record_becomes_markup(tmp_path, text):
     assert "script" not in {tag for tag, _ in read.tags}
     drawn = [tag for tag, _ in Page(plots.svg(every_text_is(text).figures[text])).tags]
     ours = [tag for tag, _ in Page(page(dataclasses.replace(every_text_is("a"), figures={}), tmp_path)).tags]
-    extra = ["figure", "figcaption", "section", "h2", "div"]  # which the figure stands in
+    extra = ["figure", "figcaption", "section", "h2", "div", "p", "code"]  # which the figure stands in
     assert sorted([tag for tag, _ in read.tags]) == sorted(ours + drawn + extra)
 
 
@@ -431,3 +433,60 @@ def test_figures_are_written_as_pictures_named_by_their_part_and_themselves(tmp_
     assert [Path(line).name for line in drawn] == ["geometry-spectrum.png", "forecast-samples-of-x.png"]
     assert all(Path(line).read_bytes().startswith(b"\x89PNG") for line in drawn)
     assert page_path == str(tmp_path / "report.html")
+
+
+def many(number: int) -> Record:
+    """A record of that many runs, whose distance falls as their text rises, one of them unknown."""
+    parts = tuple(
+        Record("run", f"run {k}", {"FID": Value(100 - 11.0 * k)} if k else {}, {"solver": "xyz"[k % 3], "steps": 10**k})
+        for k in range(number)
+    )
+    figures = {"loss": Figure("Training loss, averaged over 10 steps.", "step", "loss", {"a": ([0, 1], [2, 1])})}
+    return Record(
+        "sweep", "Many runs of one kind", {}, {}, figures=figures, parts=parts, command="jlt sweep " + "x" * 99
+    )
+
+
+def test_what_is_shown_has_its_command_below(html, tmp_path):
+    assert html.count('<p class="made"><code>jlt quickstart --seed 0</code></p>') == 3  # values, pictures, figures
+    assert page(many(9), tmp_path).count(f"<code>jlt sweep {'x' * 99}</code>") == 1
+
+
+def test_the_only_script_is_allowed_by_its_hash_and_stands_where_rows_are_parts(tmp_path):
+    assert "script-src" not in page(many(8), tmp_path)
+    html = page(many(9), tmp_path)
+    assert [tag for tag, _ in Page(html).tags].count("script") == 1
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src &#x27;sha256-{digest}&#x27;" in html
+    assert not re.search("http|fetch|import|eval|innerHTML", script)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PROGRAM.exists(), reason="not run: no Chromium")
+def test_a_browser_shows_the_page_on_a_phone_in_the_dark_and_sorts_its_tables(folder, tmp_path):
+    (tmp_path / "many.html").write_text(page(many(12), tmp_path))
+    browser = Chromium(tmp_path / "profile")
+    try:
+        for path in (write_report(folder, tmp_path / "few.html"), tmp_path / "many.html"):
+            for width, height, scheme in [(390, 844, "dark"), (1280, 900, "light")]:
+                seen = browser.visit("about:blank", width, height)
+                scheme_is = [{"name": "prefers-color-scheme", "value": scheme}]
+                browser.call("Emulation.setEmulatedMedia", seen.session, features=scheme_is)
+                browser.call("Page.navigate", seen.session, url=path.as_uri())
+                seen.wait("document.readyState === 'complete' && document.querySelector('footer') !== null")
+                assert seen.run("document.documentElement.scrollWidth") <= width
+                light = seen.run("Math.max(...getComputedStyle(document.body).backgroundColor.match(/\\d+/g))")
+                assert light < 60 if scheme == "dark" else light > 240
+                assert all(url.startswith(("about:", "file:", "data:")) for url in seen.requests())
+        column = "[...document.querySelectorAll('.sortable')[0].tBodies[0].rows].map(row => row.cells[0].textContent)"
+        button = "document.querySelector('.sortable thead button').click()"
+        assert seen.run(column)[0] == "run 0"
+        seen.run(button)
+        assert seen.run(column) == [*(f"run {k}" for k in range(11, 0, -1)), "run 0"]  # the unknown last
+        seen.run(button)
+        assert seen.run(column) == [*(f"run {k}" for k in range(1, 12)), "run 0"]
+        seen.run("document.body.append(Object.assign(document.createElement('script'), {text: 'window.other = 1'}))")
+        assert not seen.run("window.other")  # of no other script is the hash allowed
+    finally:
+        browser.close()

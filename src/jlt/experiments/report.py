@@ -1,8 +1,9 @@
 """A page to look at, made from a record and the pictures beside it, and from nothing else.
 
 `write_report` reads `record.json` and writes one self-contained HTML file: styles, figures (SVG) and pictures (the
-files' own bytes) are inline, there is no script, and a content policy forbids the browser every request. It reads well
-on a phone and in the dark.
+files' own bytes) are inline, and a content policy forbids the browser every request. It reads well on a phone and in
+the dark. A table with a row a part sorts by the head that is clicked: such a page has one script, SCRIPT, and the
+policy allows its hash alone; others have none. (Rows that are values of different units are not for sorting.)
 
 The values table has one column a part. A part of kind "reference" (real against real, say) is a column of the values
 table only: it takes no share in who is ahead, nor in the tables of settings. A part that has parts of its own is no
@@ -11,6 +12,7 @@ itself, are "shared"; the rest differ. Pictures must lie in the record's folder.
 """
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +35,23 @@ BETTER = {
 }
 IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SORTABLE = '<table class="sortable">'
+SCRIPT = """
+for (const button of document.querySelectorAll(".sortable thead button")) button.onclick = () => {
+  const head = button.closest("th"), body = head.closest("table").tBodies[0];
+  const sign = head.ariaSort === "ascending" ? -1 : 1;
+  const number = row => parseFloat(row.cells[head.cellIndex].title || row.cells[head.cellIndex].textContent);
+  const text = row => row.cells[head.cellIndex].textContent;
+  const order = (a, b) => {
+    const [m, n] = [number(a), number(b)];
+    if (isNaN(m) !== isNaN(n)) return isNaN(m) - isNaN(n);
+    return sign * (isNaN(m) ? text(a).localeCompare(text(b)) : m - n);
+  };
+  for (const other of head.parentNode.cells) other.ariaSort = null;
+  head.ariaSort = sign > 0 ? "ascending" : "descending";
+  body.append(...[...body.rows].sort(order));
+};
+"""
 
 
 def write_report(record_path_or_folder: Path, out: Path | None = None) -> Path:
@@ -67,12 +86,15 @@ def _holders(record: Record) -> list[Record]:
 
 def page(record: Record, folder: Path) -> str:
     """Return the HTML page of a record whose pictures lie in `folder`."""
-    title = escape(record.name)
+    title, body, policy, script = escape(record.name), _body(record, folder), POLICY, ""
+    if SORTABLE in body:
+        allowed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+        policy, script = f"{POLICY}; script-src 'sha256-{allowed}'", f"<script>{SCRIPT}</script>\n"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">
+<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
@@ -85,12 +107,12 @@ def page(record: Record, folder: Path) -> str:
 <p class="summary">{escape(summary(record))}</p>
 </header>
 <main>
-{_body(record, folder)}
+{body}
 </main>
 <footer>
 {_provenance(record)}
 </footer>
-</body>
+{script}</body>
 </html>
 """
 
@@ -232,9 +254,9 @@ def _body(record: Record, folder: Path, level: int = 2) -> str:
     holders = [record, *(part for part in _columns(record) if part is not record)]
     differing, shared = split_settings(record)
     sections = [
-        ("Values", _values_table(record)),
-        ("Pictures", _pictures(holders, folder)),
-        ("Figures", _figures(holders)),
+        ("Values", _values_table(record) + _commands(holder for holder in holders if holder.values)),
+        ("Pictures", _pictures(holders, folder) + _commands(holder for holder in holders if holder.pictures)),
+        ("Figures", _figures(holders) + _commands(holder for holder in holders if holder.figures)),
         ("Settings that differ", _differing_table(record, differing)),
         ("Settings that are shared" if len(_contestants(record)) > 1 else "Settings", _pairs(shared)),
     ]
@@ -248,6 +270,12 @@ def _body(record: Record, folder: Path, level: int = 2) -> str:
             told = f'<p class="summary">{escape(summary(part))}</p>'
             text += f"\n<article>\n{name}\n{told}\n{_body(part, folder, level + 1)}\n</article>"
     return text
+
+
+def _commands(holders: Iterable[Record]) -> str:
+    """Return the commands that made what stands above."""
+    commands = dict.fromkeys(holder.command for holder in holders if holder.command)
+    return "".join(f'<p class="made"><code>{escape(command)}</code></p>\n' for command in commands)
 
 
 def _values_table(record: Record) -> str:
@@ -288,12 +316,14 @@ def _differing_table(record: Record, differing: Mapping[str, Sequence[str]]) -> 
 
 def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Return a table with a column for each head, or a row where there are many."""
+    opening = "<table>"
     if len(heads) > WIDE:
-        heads, rows = [name for name, _ in rows], [(head, [r[k] for _, r in rows]) for k, head in enumerate(heads)]
+        rows, names = [(head, [row[k] for _, row in rows]) for k, head in enumerate(heads)], [name for name, _ in rows]
+        heads, opening = [f'<button type="button">{name}</button>' for name in names], SORTABLE
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "\n".join(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>' for name, cells in rows)
     return (
-        f'<div class="scroll"><table>\n<thead><tr><td></td>{head}</tr></thead>\n'
+        f'<div class="scroll">{opening}\n<thead><tr><td></td>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table></div>\n"
     )
 
@@ -395,6 +425,11 @@ th small { margin-left: .35em; }
 strong { font-weight: 650; }
 .pairs { margin: 0; columns: 19rem; column-gap: 3rem; font: .87rem/1.4 var(--sans);
   font-variant-numeric: tabular-nums; }
+th button { margin: 0; padding: 0; border: 0; background: none; color: inherit; font: inherit; text-align: inherit;
+  cursor: pointer; }
+th[aria-sort] button::after { content: " ↑"; }
+th[aria-sort=descending] button::after { content: " ↓"; }
+.made { margin: 1rem 0 0; overflow-wrap: anywhere; color: var(--soft); font: .8rem/1.5 var(--mono); }
 .scroll + .pairs { margin-top: 1.4rem; }
 .pairs div { display: flex; justify-content: space-between; gap: 1.5rem; padding: .36rem 0;
   border-bottom: 1px solid var(--line); break-inside: avoid; }

@@ -45,6 +45,6 @@ def held_out_losses(
         filled += torch.bincount(bins, minlength=BINS)
         for space in TARGETS:
             losses = loss(y, x, eps, t, target(config.target), TARGETS[space], "constant", config.floor)
-            sums[space].index_add_(0, bins, losses.double().cpu())
+            sums[space].index_add_(0, bins, losses.cpu().double())
     filled = divided.total(filled)
     return {space: (divided.total(total) / filled).tolist() for space, total in sums.items()}
