@@ -31,7 +31,7 @@ from jlt.data import open_latents
 from jlt.evaluation import records
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
-from jlt.experiments.evaluate import Judge, Sampling, json_ready, measure_run, prepare_judge, save_grid
+from jlt.experiments.evaluate import Judge, Sampling, json_ready, measure, prepare_judge, save_grid
 from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.sweep import Factors, sweep
 from jlt.training import TrainConfig, read_metrics, train
@@ -160,7 +160,7 @@ def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) ->
     judge = judge_of(comparison.latents, sampling.num_images, comparison.extractor)
     picture = comparison.out / f"samples-{name}.png"
     settings = comparison.settings(variant)
-    part = measure_run(run, open_latents(folder), sampling, judge, settings, picture, run / "samples", device)
+    part = measure(run, open_latents(folder), sampling, judge, settings, picture, run / "samples", device).record
     lines = read_metrics(run)
     held_out = [line["held_out"] for line in lines if "held_out" in line]
     curve = smoothed([line["loss"] for line in lines if line.get("loss") is not None])

@@ -265,20 +265,6 @@ class Measured:
     seen: Reference
 
 
-def measure_run(
-    run: Path,
-    data: Latents,
-    sampling: Sampling,
-    judge: Judge,
-    settings: Mapping[str, Any],
-    picture: Path,
-    storage: Path,
-    device: str = "cpu",
-) -> Record:
-    """Sample a trained run, draw a grid of its images, and measure them."""
-    return measure(run, data, sampling, judge, settings, picture, storage, device).record
-
-
 def measure(
     run: Path,
     data: Latents,
@@ -289,7 +275,7 @@ def measure(
     storage: Path,
     device: str = "cpu",
 ) -> Measured:
-    """Do as `measure_run`, and return the images, too."""
+    """Sample a trained run, draw a grid of its images, and measure them."""
     generator = load(run, sampling.weights, device)
     check_fit(generator.header, data)
     # the model's name tells target, size and patch size; other settings that runs differ in are appended
