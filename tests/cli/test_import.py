@@ -79,7 +79,7 @@ def test_where_the_autoencoder_is_absent_one_line_says_what_to_put_where(
 def test_the_doctor_says_what_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["doctor", "--folder", str(tmp_path), "--json"]) == 0
     found = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
-    assert found.keys() == {"versions", "devices", "disk", "attention"}
+    assert found.keys() == {"versions", "extras", "weights", "devices", "disk", "attention"}
     assert f"torch {torch.__version__}" in found["versions"]["told"]
     assert "math" in found["attention"]["told"]
     assert main(["doctor", "--train", "jlt-b-11"]) == 2
