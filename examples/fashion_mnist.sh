@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # x against v on Fashion-MNIST, three seeds: bash examples/fashion_mnist.sh FOLDER OUT
 # FOLDER holds the four IDX files, as Debian's package dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist.
-# Needs pip install 'jlt[quickstart]'. Six trainings of the quickstart's size: half an hour on two cores, more or less.
+# Needs pip install 'jlt[quickstart]'. Six trainings of the quickstart's size.
 set -euo pipefail
 folder=$1 out=$2
 jlt encode "idx:$folder" "$out/latents" --stride 8 --num-held-out 2500

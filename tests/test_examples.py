@@ -1,13 +1,18 @@
-"""The examples: short, their commands are understood, and the notebooks run."""
+"""The examples: short, their commands are understood, and all of them run."""
 
+import itertools
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.test_docs import commands, understood
 
 from jlt.flow import TARGETS
@@ -80,6 +85,59 @@ def test_the_solver_of_the_example_is_of_order_two_and_samples(tmp_path: Path, m
     assert names["ratios"] == pytest.approx([4, 4, 4], rel=0.1)  # 4 in the limit; the rest of order 1 / steps
     assert names["samples"].evaluations == 12 == SOLVERS["ralston-2"].evaluations(6)
     assert torch.isfinite(names["samples"].images.float()).all()
+
+
+SMALLER = """#!{python}
+import sys
+from jlt.cli import main
+
+TRAINING = ["--size", "1x32x2", "--steps", "4", "--batch-size", "4", "--warmup-steps", "1", "--save-every", "4"]
+SAMPLING = ["--num-images", "10", "--steps", "2"]
+MORE = {{
+    "train": [*TRAINING, "--watch-images", "10", "--watch-steps", "2"],
+    "sample": ["--steps", "2"],
+    "evaluate": [*SAMPLING, "--extractor", "pixels"],
+    "compare": [
+        *(name.replace("--", "--base.") for name in TRAINING),
+        *(name.replace("--", "--sampling.") for name in SAMPLING),
+        "--extractor", "pixels",
+    ],
+}}
+others = {{"200": "8", "2500": "8", "256": "64", "autoencoder:stabilityai/sd-vae-ft-mse": "autoencoder:{autoencoder}"}}
+command, *arguments = (others.get(word, word) for word in sys.argv[1:])
+sys.exit(main([command, *arguments, *MORE.get(command, [])]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_runs_on_a_few_pictures(path: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    blocks = {
+        f"{way}_block_types": (f"{kind}Block2D",) * 4 for way, kind in (("down", "DownEncoder"), ("up", "UpDecoder"))
+    }
+    AutoencoderKL(**blocks, block_out_channels=(8,) * 4, norm_num_groups=4).save_pretrained(tmp_path / "autoencoder")
+    generator = np.random.default_rng(0)
+    digits = generator.integers(0, 256, (60, 28, 28), dtype=np.uint8), np.arange(60, dtype=np.uint8) % 10
+    (tmp_path / "pictures").mkdir()
+    if "idx:" in path.read_text():
+        for split, array in itertools.product(("train", "t10k"), digits):
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            kind = f"{'images' if array.ndim == 3 else 'labels'}-idx{array.ndim}"
+            (tmp_path / "pictures" / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    for i in range(0 if "idx:" in path.read_text() else 40):
+        (tmp_path / "pictures" / "ab"[i % 2]).mkdir(exist_ok=True)
+        pixels = generator.integers(0, 256, (70, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png")
+    (shim := tmp_path / "bin" / "jlt").parent.mkdir()
+    shim.write_text(SMALLER.format(python=sys.executable, autoencoder=tmp_path / "autoencoder"))
+    shim.chmod(0o755)
+    environment = os.environ | {"PATH": f"{shim.parent}:{os.environ['PATH']}"}
+    command = ["bash", path, tmp_path / "pictures", tmp_path / "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").rglob("report.html"))
 
 
 @pytest.mark.slow

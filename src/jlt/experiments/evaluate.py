@@ -386,10 +386,10 @@ def balanced_labels(count: int, num_classes: int) -> Int[Tensor, " n"]:
 
 
 def save_grid(path: Path, images: Tensor, labels: Tensor, data: Latents, columns: int = 10, rows: int = 10) -> None:
-    """Write a picture of the first images of each class, a column a class."""
+    """Write a picture of the first images of each class that has some, a column a class."""
     order = torch.argsort(labels, stable=True)
     if data.num_classes:
-        firsts = [order[labels[order] == k][:rows] for k in range(min(data.num_classes, columns))]
+        firsts = [order[labels[order] == k][:rows] for k in labels.unique().tolist()[:columns]]
         depth = min(len(first) for first in firsts)
         order = torch.stack([first[:depth] for first in firsts], dim=1).flatten()
         columns = len(firsts)
