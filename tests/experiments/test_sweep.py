@@ -17,6 +17,8 @@ from jlt.experiments.benchmark import make_reference
 from jlt.experiments.sweep import Factors, heat, name_of, points, settled
 from jlt.training import TrainConfig, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Fork = Callable[..., subprocess.CompletedProcess[str]]
 SETTINGS = ["--extractor", "pixels", "--num", "12", "--full", "16", "--batch-size", "6"]
 CONFIG = TrainConfig(size="1x16x2", steps=12, batch_size=6, warmup_steps=1, learning_rate=1e-2, ema_decays=(0.5,))

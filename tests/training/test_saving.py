@@ -18,6 +18,8 @@ from jlt.data.idx import Arrays
 from jlt.nn import checkpoint
 from jlt.training import TrainConfig, read_metrics, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = TrainConfig(
     size="1x16x2", steps=12, batch_size=6, learning_rate=1e-2, warmup_steps=3, ema_decays=(0.9,), save_every=4,
     held_out_every=5, loss_space="x", ema_lengths=(0.05, 0.1), snapshot_every=2, keep_last=9,
