@@ -23,6 +23,7 @@ from jlt.experiments.plan import as_json, plan
 from jlt.experiments.presets import PRESETS
 from jlt.training import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = [
     "--size", "1x32x2", "--steps", "6", "--batch-size", "4", "--warmup-steps", "2", "--save-every", "3",
     "--held-out-every", "3", "--ema-decays", "0.5",
