@@ -217,7 +217,8 @@ class Transformer(nn.Module):
         rotation = self.rotation[:, config.in_context_tokens :]
         for i, block in enumerate(self.blocks):
             if self.class_position is not None and i == config.in_context_start:
-                tokens = pick(embedding, rows).expand(len(x), -1, -1) + self.class_position  # (B, K, D)
+                images = x.shape[0]  # len() would bind an exported network to one batch size
+                tokens = pick(embedding, rows).expand(images, -1, -1) + self.class_position  # (B, K, D)
                 x, rotation = torch.cat([tokens.to(x.dtype), x], dim=1), self.rotation  # (B, K + N, D)
             x = block(x, condition, rotation, dropout, rows)
         x = x[:, config.in_context_tokens :]
