@@ -130,7 +130,7 @@ def summary(record: Record) -> str:
             sentences.append(f"{names} differ in {settings} and share {_count(len(shared), 'setting')}.")
         else:
             sentences.append(f"{names} share all of {_count(len(shared), 'setting')}.")
-    headlines = [name for name in _value_names(columns) if direction(name)] or _value_names(columns)[:3]
+    headlines = [name for name in _value_names(contestants) if direction(name)] or _value_names(contestants)[:3]
     for name in headlines:
         sentences.append(_value_sentence(name, columns))
     leads = {
