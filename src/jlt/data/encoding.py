@@ -293,8 +293,7 @@ def find_representation(folder: Path) -> tuple[Path, Affine]:
     if (folder / "encoding.json").is_file():
         return folder / "representation", open_latents(folder).manifest.affine
     opened = checkpoint.read(folder)
-    stated = opened.header["latents"]["affine"]
-    return opened.folder / "representation", Affine(tuple(stated["shift"]), tuple(stated["scale"]))
+    return opened.folder / "representation", Affine.stated(opened.header["latents"]["affine"])
 
 
 def check_images(representation: Representation, images: Source, named: str) -> None:

@@ -42,6 +42,11 @@ class Affine:
     shift: tuple[float, ...]
     scale: tuple[float, ...]
 
+    @classmethod
+    def stated(cls, sides: Any) -> "Affine":
+        """Return the affine that a file states; TypeError, KeyError or ValueError where it states none."""
+        return cls(*(tuple(map(float, sides[key])) for key in ("shift", "scale")))
+
     @property
     def is_identity(self) -> bool:
         return not any(self.shift) and all(value == 1 for value in self.scale)
@@ -116,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "shard_size": int(data["shard_size"]),
                 "shape": tuple(int(n) for n in data["shape"]),
                 "class_names": None if data["class_names"] is None else tuple(map(str, data["class_names"])),
-                "affine": Affine(*(tuple(map(float, data["affine"][key])) for key in ("shift", "scale"))),
+                "affine": Affine.stated(data["affine"]),
                 "mean": tuple(map(float, data["mean"])),
                 "variance": tuple(map(float, data["variance"])),
                 "shards": tuple((str(file), int(count), str(sha)) for file, count, sha in data["shards"]),

@@ -12,10 +12,8 @@ import itertools
 import os
 import platform
 import re
-import resource
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +36,7 @@ from jlt.experiments.presets import Expected
 from jlt.nn import Transformer, TransformerConfig
 from jlt.processes import joined, open_device
 from jlt.training import TrainConfig, read_metrics, train
+from jlt.training.watching import peak_resident
 
 PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "datasets", "onnxruntime", "matplotlib")
 EXTRAS = (
@@ -318,11 +317,6 @@ def rehearse(
         f"{planned.training_flop / flop_per_second / 3600:,.0f} hours; memory {size(peak)}{told}, the plan's estimate "
         f"is {size(planned.memory_bytes)}"
     )
-
-
-def peak_resident() -> int:
-    """Return the largest resident memory that this process had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def synthetic_latents(folder: Path, expected: Expected, num_images: int) -> None:

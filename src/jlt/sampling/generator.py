@@ -294,7 +294,7 @@ def load(
         model=model,
         target=known_target(header["target"]),
         representation=representation,
-        affine=Affine(*(tuple(header["latents"]["affine"][key]) for key in ("shift", "scale"))),
+        affine=Affine.stated(header["latents"]["affine"]),
         class_names=None if names is None else tuple(names),
         header=header,
         weights=name,
