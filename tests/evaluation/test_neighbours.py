@@ -42,6 +42,22 @@ def test_neighbours_are_the_nearest_of_the_class_whatever_the_blocks(training, m
         torch.testing.assert_close(found.distances, expected.values, rtol=1e-5, atol=0)  # float32 sums
 
 
+@pytest.mark.parametrize("size", [7, 1000])
+def test_without_labels_the_nearest_latent_is_the_one_of_least_distance_of_all(training, size, monkeypatch):
+    monkeypatch.setattr("jlt.evaluation.neighbours.BLOCK_SIZE", size)
+    everything = torch.arange(len(training))
+    z = training.gather([5, 33, 8]) * 0.9 + 0.01
+    found = nearest(z, None, training, 1, mirrored=False)
+    every = (z[:, None] - training.gather(everything)).square().mean((2, 3, 4)).sqrt()
+    torch.testing.assert_close(found.distances[:, 0], every.min(1).values)
+    assert torch.equal(found.numbers[:, 0], every.argmin(1))
+    assert not found.mirrored.any()
+    copy = training.gather([4], torch.tensor([True]))
+    assert nearest(copy, None, training, 1, mirrored=False).distances.item() > 0.1
+    both = nearest(copy, None, training, 1)
+    assert (both.distances.item(), both.numbers.item(), both.mirrored.item()) == (0, 4, True)
+
+
 def test_a_class_without_training_images_is_refused(training):
     with pytest.raises(ValueError, match="holds no image of one of the classes"):
         nearest(training.gather([0]), torch.tensor([7]), training)

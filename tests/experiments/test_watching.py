@@ -19,12 +19,12 @@ from PIL import Image
 
 from jlt import files
 from jlt.cli import main
-from jlt.data import Latents, encode, open_latents
+from jlt.data import encode, open_latents
 from jlt.data.idx import Arrays
 from jlt.evaluation.records import Value
 from jlt.experiments.curves import PATH, Curve, known_curve
 from jlt.experiments.presets import DIGITS
-from jlt.experiments.watching import Distances, Drawing, Grids, Neighbours, nearest
+from jlt.experiments.watching import Distances, Drawing, Grids, Neighbours
 from jlt.nn import EMA, Transformer, checkpoint
 from jlt.processes import Processes
 from jlt.training import Stopped, TrainConfig, View, draw_batch, make_optimizer, read_metrics, train, training_step
@@ -213,17 +213,6 @@ def test_copies_of_training_latents_raise_the_alarm_once_and_fresh_ones_do_not(
         said = capfd.readouterr().err
         assert said.count("the run memorises") == bool(copied)
     assert (tmp_path / "neighbours" / "step-00000001.png").is_file()
-
-
-@pytest.mark.parametrize("chunk", [7, 1000])
-def test_the_nearest_latent_is_the_one_of_least_distance(latents: Path, chunk: int) -> None:
-    data: Latents = open_latents(latents)
-    z = data.gather([5, 33, 8]) * 0.9 + 0.01
-    distance, index, _ = nearest(z, data, chunk=chunk)
-    every = (z[:, None] - data.gather(range(len(data)))).square().mean((2, 3, 4)).sqrt()
-    torch.testing.assert_close(distance, every.min(1).values)
-    assert torch.equal(index, every.argmin(1))
-    assert nearest(data.gather([4]), data)[0].item() == 0
 
 
 def test_the_bar_tells_images_a_second_and_the_share_of_the_peak() -> None:

@@ -9,7 +9,7 @@ equal distances prove nothing.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jlt.data import Latents
@@ -19,37 +19,48 @@ BLOCK_SIZE = 512  # latents read at once
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each sample the training images nearest to it, nearest first, and how far they are."""
+    """For each sample the training images nearest to it, nearest first, how far they are, and if they are mirrored."""
 
     numbers: Int[Tensor, "n k"]
     distances: Float[Tensor, "n k"]
+    mirrored: Bool[Tensor, "n k"]
 
 
 def nearest(
-    latents: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"], training: Latents, count: int = 3
+    latents: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"] | None,
+    training: Latents,
+    count: int = 3,
+    mirrored: bool | None = None,
 ) -> Neighbours:
-    """Return the `count` training images nearest to each latent, or as many as there are of the smallest class."""
+    """Return the `count` training images nearest to each latent, or as many as there are of the smallest class.
+
+    Without labels all training images are compared; `mirrored` ones, too, by default where there are such.
+    """
     rows = latents.flatten(1).cpu()
-    classes = torch.unique(labels) if training.num_classes else torch.zeros(1, dtype=torch.int64)
-    least = min(int((training.labels == k).sum()) for k in classes.tolist())
+    flips = (False, True)[: 1 + (training.mirrored is not None if mirrored is None else mirrored)]
+    classed = labels is not None and training.num_classes > 0
+    known = training.labels if classed else torch.zeros_like(training.labels)
+    asked = labels if labels is not None and classed else torch.zeros(len(rows), dtype=torch.int64)
+    classes = torch.unique(asked).tolist()
+    least = min(int((known == k).sum()) for k in classes)
     if least == 0:
         raise ValueError(f"{training.folder} holds no image of one of the classes asked for")
     count = min(count, least)
     numbers = torch.zeros(len(rows), count, dtype=torch.int64)
-    distances = torch.full((len(rows), count), torch.inf)
-    for k in classes.tolist():
-        mine = torch.nonzero(labels == k)[:, 0] if training.num_classes else torch.arange(len(rows))
-        for block in torch.nonzero(training.labels == k)[:, 0].split(BLOCK_SIZE):
+    distances, flipped = torch.full((len(rows), count), torch.inf), torch.zeros(len(rows), count, dtype=torch.bool)
+    for k in classes:
+        mine = torch.nonzero(asked == k)[:, 0]
+        for block in torch.nonzero(known == k)[:, 0].split(BLOCK_SIZE):
             # products of matrices would lose a distance of 0, which is the one that matters
-            apart = _distances(rows[mine], training.gather(block))
-            if training.mirrored is not None:
-                mirrored = training.gather(block, torch.ones(len(block), dtype=torch.bool))
-                apart = torch.minimum(apart, _distances(rows[mine], mirrored))
+            sides = [_distances(rows[mine], training.gather(block, torch.full((len(block),), f))) for f in flips]
+            apart, side = torch.stack(sides).min(0)
             both = torch.cat([distances[mine], apart], 1)
-            told = torch.cat([numbers[mine], block.expand(len(mine), -1)], 1)
             order = torch.argsort(both, dim=1, stable=True)[:, :count]
-            distances[mine], numbers[mine] = both.gather(1, order), told.gather(1, order)
-    return Neighbours(numbers, distances)
+            distances[mine] = both.gather(1, order)
+            numbers[mine] = torch.cat([numbers[mine], block.expand(len(mine), -1)], 1).gather(1, order)
+            flipped[mine] = torch.cat([flipped[mine], side > 0], 1).gather(1, order)
+    return Neighbours(numbers, distances, flipped)
 
 
 def _distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m c h w"]) -> Float[Tensor, "n m"]:

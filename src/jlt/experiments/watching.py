@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from jlt import files
-from jlt.data import Latents, load_representation
+from jlt.data import load_representation
+from jlt.evaluation.neighbours import nearest
 from jlt.experiments.evaluate import Judge, balanced_labels
 from jlt.experiments.plots import grid
 from jlt.flow import target
@@ -174,8 +175,9 @@ class Neighbours:
         if self.usual is None:
             assert view.held_out is not None
             some = torch.arange(min(len(view.held_out), 500)) * len(view.held_out) // min(len(view.held_out), 500)
-            self.usual, _, _ = nearest(view.held_out.gather(some), view.data, flip)
-        distance, index, flipped = nearest(samples.latents, view.data, flip)
+            self.usual = nearest(view.held_out.gather(some), None, view.data, 1, flip).distances[:, 0]
+        found = nearest(samples.latents, None, view.data, 1, flip)
+        distance = found.distances[:, 0]
         usual = self.usual.median()
         copied, expected = (float((d < FAR_NEARER * usual).float().mean()) for d in (distance, self.usual))
         if copied > expected + TOO_MANY and not self.told:
@@ -185,10 +187,10 @@ class Neighbours:
                 f"held-out latents are ({expected:.0%} of those): the run memorises; see RUN/neighbours"
             )
         order = distance.argsort()[:10]
-        mask = flipped[order] if flip else None
+        mask = found.mirrored[order, 0] if flip else None
         restore = view.data.manifest.affine.restore
         real = load_representation(view.latents / "representation").decode(
-            restore(view.data.gather(index[order], mask))
+            restore(view.data.gather(found.numbers[order, 0], mask))
         )
         name = f"neighbours/step-{view.step:08d}.png"
         save_picture(view, name, torch.cat([samples.images[order], real.cpu()]), len(order))
@@ -198,25 +200,6 @@ class Neighbours:
                 "expected": expected, "picture": name,
             }
         }  # fmt: skip
-
-
-def nearest(
-    z: Float[Tensor, "n c h w"], data: Latents, mirrored: bool = False, chunk: int = 1000
-) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Return each latent's distance (root mean square) to the nearest training latent, its index, and if mirrored."""
-    least, index = torch.full((len(z),), torch.inf), torch.zeros(len(z), dtype=torch.int64)
-    flipped = torch.zeros(len(z), dtype=torch.bool)
-    for flip in (False, True)[: 1 + mirrored]:
-        for part in torch.arange(len(data)).split(chunk):
-            known = data.gather(part, torch.full((len(part),), flip)).flatten(1)
-            # the form by differences: that by products cancels where a sample is a copy
-            distance, where = torch.cdist(
-                z.cpu().flatten(1), known, compute_mode="donot_use_mm_for_euclid_dist"
-            ).min(1)  # fmt: skip
-            closer = distance < least
-            least = torch.where(closer, distance, least)
-            index, flipped = torch.where(closer, part[where], index), torch.where(closer, flip, flipped)
-    return least / z[0].numel() ** 0.5, index, flipped
 
 
 def save_picture(view: View, name: str, images: Tensor, columns: int) -> None:
