@@ -297,7 +297,8 @@ def run(out: Path, options: argparse.Namespace) -> None:
     files.write_json(
         out / "environment.json", {"hardware": records.describe_hardware(), "packages": records.package_versions()}
     )
-    models = [(Study(out, name), name, target) for name in options.data for target in ("x", "v")]
+    studies = {name: Study(out, name) for name in options.data}
+    models = [(study, name, target) for name, study in studies.items() for target in ("x", "v")]
     classifiers = {}
     for study, name, target in models:
         prepare(study, name, target, options.steps)
