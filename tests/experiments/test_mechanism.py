@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jlt.data import Affine
-from jlt.experiments.mechanism import TIMES, direction_errors, measure_mechanism, run_names
+from jlt.experiments.mechanism import TIMES, by_seed, direction_errors, measure_mechanism, run_names
 from jlt.flow import geometry, target
 
 SPECTRUM = torch.tensor([5.0, 1.0, 0.1], dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_the_best_gaussian_denoiser_errs_by_the_closed_form_in_every_direction(n
 
 def test_the_record_compares_runs_with_the_first_and_the_basis_does_not_matter_to_a_perfect_one():
     basis = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
-    record = measure_mechanism({"x": run("x"), "v": run("v"), "worse": run("v", 0.5)}, stored(), SPECTRUM.diag())
+    record = measure_mechanism({"x": [run("x")], "v": [run("v")], "worse": [run("v", 0.5)]}, stored(), SPECTRUM.diag())
     assert [part.name for part in record.parts] == ["x", "v", "worse"]
     for value in record.parts[0].values.values():
         assert value.value == pytest.approx(1, rel=0.09)
@@ -83,9 +83,36 @@ def test_the_record_compares_runs_with_the_first_and_the_basis_does_not_matter_t
 )
 def test_a_run_of_other_latents_or_noise_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        measure_mechanism({"x": run("x", **changes)}, stored(), SPECTRUM.diag())
+        measure_mechanism({"x": [run("x", **changes)]}, stored(), SPECTRUM.diag())
 
 
 def test_runs_are_named_by_their_folders_unless_those_are_equal():
     assert run_names((Path("a/x"), Path("a/v"))) == ["x", "v"]
     assert run_names((Path("a/x"), Path("b/x"))) == ["a/x", "b/x"]
+
+
+def trained(name: str, seed: int, steps: int = 10, gain: float = 1.0) -> Any:
+    return run(name, gain, header={"step": 1, "training": {"target": name, "steps": steps, "seed": seed}})
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_in_the_order_of_their_seeds():
+    a, b, c, longer = trained("x", 1), trained("v", 0), trained("x", 0), trained("x", 0, steps=20)
+    found = by_seed({"1-x": a, "0-v": b, "0-x": c, "longer": longer, "imported": run("x"), "other": run("x")})
+    assert found == {
+        "x": [c, a],
+        "0-v": [b],
+        "longer": [longer],
+        "imported": [found["imported"][0]],
+        "other": [found["other"][0]],
+    }
+
+
+def test_seeds_are_compared_in_pairs():
+    """Errors grow with the seed in both columns alike: each pair's ratio is 1, and the pairs have no spread."""
+    runs = [trained("x", seed, gain=1 - 0.1 * seed) for seed in range(3)]
+    record = measure_mechanism({"x": runs, "again": runs}, stored(), SPECTRUM.diag())
+    value = record.values["again over x, middle variances, t = 0.5"]
+    assert (value.value, value.spread, value.count) == (pytest.approx(1), pytest.approx(0), 3)
+    spread = record.parts[0].values["error / closed form, largest variances, t = 0.5"]
+    assert spread.count == 3
+    assert spread.spread > 0.01

@@ -31,7 +31,7 @@ def run(
             of a Transformer's last layer where it is below the numbers of a token.
         loss_space: Space of the loss that the forecast's denoiser is trained with.
         run: A trained run whose errors on held-out latents to measure by direction; repeat it to compare runs with the
-            first.
+            first. Runs that differ in the seed alone are one, with mean and standard deviation.
         local: Measure within classes and neighbourhoods too.
         out: Folder to write record.json to (`jlt report` makes a page of it); none is written without it.
         json: Print the record as JSON instead of tables.
@@ -53,10 +53,10 @@ def run(
 
         sections.append(measure_capacity(spectrum(covariance), rank, loss_space))
     if run:
-        from jlt.experiments.mechanism import measure_mechanism, run_names
+        from jlt.experiments.mechanism import by_seed, measure_mechanism, run_names
         from jlt.sampling import load
 
-        runs = dict(zip(run_names(run), map(load, run), strict=True))
+        runs = by_seed(dict(zip(run_names(run), map(load, run), strict=True)))
         sections.append(measure_mechanism(runs, open_latents(latents, split="held-out"), covariance, patch_size))
     if local:
         from jlt.experiments.local_geometry import measure_local_geometry

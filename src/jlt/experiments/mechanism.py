@@ -5,10 +5,13 @@ exact conversion), and its error is projected on the eigenvectors of the covaria
 divided by the conditional variance lambda (1 - t)^2 / Var z (jlt.flow.geometry): 1 is what the best network reaches
 that sees one token of a Gaussian and no more. Below 1 lies what context, classes and shape beyond covariance are
 worth; above 1 what the network fails to do. In a direction the ratio of two runs is the same in x-, eps- and v-space.
+Runs that differ in nothing but their seed count as one, with mean and standard deviation.
 """
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +28,7 @@ from jlt.sampling import Generator
 
 TIMES = tuple(k / 20 for k in range(1, 20))
 SHOWN = (0.1, 0.5, 0.9)
+COMPARED = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @torch.no_grad()
@@ -54,7 +58,7 @@ def direction_errors(
 
 
 def measure_mechanism(
-    runs: Mapping[str, Generator],
+    runs: Mapping[str, Sequence[Generator]],
     latents: Latents,
     covariance: Float[Tensor, "d d"],
     patch_size: int = 1,
@@ -62,10 +66,11 @@ def measure_mechanism(
 ) -> Record:
     """Measure runs on held-out latents, in the eigenbasis of the covariance of (training) tokens.
 
-    The first run is what the others are compared with. Latents of another shape, or other latents, are a ValueError.
+    Under a name stand the seeds of one run. The first is what the others are compared with: seed by seed where there
+    are equally many. Latents of another shape, or other latents, are a ValueError.
     """
     promised = latents.manifest
-    for name, generator in runs.items():
+    for name, generator in ((name, generator) for name, seeds in runs.items() for generator in seeds):
         for what, theirs, ours in (
             ("shape", generator.model.config.shape, latents.shape),
             ("representation", generator.representation.fingerprint, promised.representation_fingerprint),
@@ -77,31 +82,40 @@ def measure_mechanism(
     eigenvalues, basis = (side.flip(-1) for side in torch.linalg.eigh(covariance))
     eigenvalues = eigenvalues.clamp(min=geometry.ROUNDING * eigenvalues[0].item())
     closed = geometry.conditional_variance(eigenvalues, 1, 0, torch.tensor(TIMES, dtype=torch.float64)[:, None])
-    errors = {name: direction_errors(run, latents, basis, patch_size, max_images) for name, run in runs.items()}
-    first, figures = next(iter(runs)), {}
+    errors = {
+        name: torch.stack([direction_errors(run, latents, basis, patch_size, max_images) for run in seeds])
+        for name, seeds in runs.items()
+    }
+    figures, values = {}, dict[str, Value]()
     numbers = list(range(1, len(eigenvalues) + 1))
     for name, error in errors.items():
         figures[f"{name} over the closed form"] = Figure(
-            f"Squared error of {name} (predicts {runs[name].target.name}) by direction, over that of the best denoiser "
-            "of one Gaussian token. Below 1 the network gains from context and classes; above 1 it falls short.",
+            f"Squared error of {name} (predicts {runs[name][0].target.name}) by direction, over that of the best "
+            "denoiser of one Gaussian token. Below 1 the network gains from context and classes; above 1 it falls "
+            f"short.{of_seeds(runs[name])}",
             "direction, from the largest variance", "error / closed form",
-            {f"t = {t:g}": (numbers, (error / closed)[TIMES.index(t)].tolist()) for t in SHOWN}, y_scale="log",
+            {f"t = {t:g}": (numbers, (error.mean(0) / closed)[TIMES.index(t)].tolist()) for t in SHOWN},
+            y_scale="log",
         )  # fmt: skip
-    for name in list(errors)[1:]:
-        ratio = {
-            which: (e.sum(1) / o.sum(1)).tolist()
-            for which, e, o in zip(THIRDS, *(errors[n].tensor_split(3, 1) for n in (name, first)), strict=True)
-        }
+    (first, reference), *others = errors.items()
+    for name, error in others:
+        ratios = dict(zip(THIRDS, ratio(error, reference), strict=True))
         figures[f"{name} over {first}"] = Figure(
             f"Squared error of {name} over that of {first}, in thirds of the directions by variance. Above 1, "
-            f"{first} is the better one.",
+            f"{first} is the better one.{of_seeds(runs[name])}",
             "t (0 = noise, 1 = data)", "ratio of errors",
-            {f"{which} variances": (list(TIMES), line) for which, line in ratio.items()}, y_scale="log",
+            {f"{which} variances": (list(TIMES), found.mean(0).tolist()) for which, found in ratios.items()},
+            y_scale="log",
         )  # fmt: skip
+        values |= {
+            f"{name} over {first}, {which} variances, t = {t:g}": summary(found[:, TIMES.index(t)])
+            for which, found in ratios.items()
+            for t in COMPARED
+        }
     return Record(
         kind="mechanism",
         name="Trained networks by direction",
-        values={},
+        values=values,
         settings={"images": min(len(latents), max_images), "split": latents.manifest.split, "patch_size": patch_size},
         figures=figures,
         parts=tuple(
@@ -109,18 +123,57 @@ def measure_mechanism(
                 kind="run",
                 name=name,
                 values={
-                    f"error / closed form, {which} variances, t = {t:g}": Value(
-                        (e[TIMES.index(t)].sum() / c[TIMES.index(t)].sum()).item()
+                    f"error / closed form, {which} variances, t = {t:g}": summary(
+                        e[:, TIMES.index(t)].sum(1) / c[TIMES.index(t)].sum()
                     )
                     for t in SHOWN
-                    for which, e, c in zip(THIRDS, error.tensor_split(3, 1), closed.tensor_split(3, 1), strict=True)
+                    for which, e, c in zip(THIRDS, error.tensor_split(3, 2), closed.tensor_split(3, 1), strict=True)
                 },
-                settings={"target": runs[name].target.name, "step": runs[name].header["step"]},
-                fingerprints={"weights": runs[name].fingerprint},
+                settings={"target": runs[name][0].target.name, "step": runs[name][0].header["step"]},
+                fingerprints={"weights": " ".join(run.fingerprint for run in runs[name])},
             )
             for name, error in errors.items()
         ),
     )
+
+
+def ratio(error: Float[Tensor, "s t d"], reference: Float[Tensor, "r t d"]) -> list[Float[Tensor, "_ t"]]:
+    """Return the ratio of errors in each third of the directions, by seed; of the means where seeds have no pair."""
+    if len(error) != len(reference):
+        error, reference = error.mean(0, keepdim=True), reference.mean(0, keepdim=True)
+    return [e.sum(2) / r.sum(2) for e, r in zip(error.tensor_split(3, 2), reference.tensor_split(3, 2), strict=True)]
+
+
+def summary(found: Float[Tensor, " s"]) -> Value:
+    """Return the mean and standard deviation over seeds."""
+    numbers = found.tolist()
+    return Value(statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+
+
+def of_seeds(runs: Sequence[Generator]) -> str:
+    return f" Mean of {len(runs)} seeds." if len(runs) > 1 else ""
+
+
+def by_seed(runs: Mapping[str, Generator]) -> dict[str, list[Generator]]:
+    """Put together runs whose training differs in the seed alone, in the order of the seeds.
+
+    Several are named by their target, or by their first name where that is taken.
+    """
+    groups: dict[str, dict[str, Generator]] = {}
+    for name, run in runs.items():
+        others = {key: value for key, value in training(run).items() if key != "seed"} or {"name": name}
+        groups.setdefault(repr((others, run.header.get("init"))), {})[name] = run
+    found: dict[str, list[Generator]] = {}
+    for group in groups.values():
+        first, run = next(iter(group.items()))
+        name = run.target.name if len(group) > 1 and run.target.name not in found else first
+        found[name] = sorted(group.values(), key=lambda run: training(run).get("seed", 0))
+    return found
+
+
+def training(run: Generator) -> dict[str, Any]:
+    """Return a run's recipe; an imported run has none."""
+    return dict(run.header.get("training") or {})
 
 
 def run_names(folders: tuple[Path, ...]) -> list[str]:
