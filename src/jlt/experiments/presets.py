@@ -152,6 +152,15 @@ PRESETS = {
         "ours: colour emoji of 64 px on a CPU, docs/own-pictures.md",
         guidance=2.0, expected=Expected((192, 8, 8), num_classes=9, num_images=1690),
     ),
+    "fashion": Preset(
+        OWN,
+        {
+            "loss_space": "x", "size": "4x128x4", "steps": 4000, "batch_size": 32, "learning_rate": 4e-3,
+            "warmup_steps": 100, "decay_steps": 2500, "ema_decays": (0.99,), "held_out_every": 500,
+        },
+        "ours: Fashion-MNIST as patch-PCA latents, five minutes on one CPU thread; docs/ablation.md",
+        guidance=1.0, expected=Expected((32, 4, 4), num_classes=10, num_images=55_000),
+    ),
     "digits": Preset(
         OWN,
         {
