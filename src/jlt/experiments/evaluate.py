@@ -55,16 +55,16 @@ class Sampling:
     """
 
     num_images: Annotated[int, tyro.conf.arg(aliases=("--num",))] = 500
-    solver: str = "heun"
-    grid: str = "uniform"
-    steps: int = 50
+    solver: str = Making.solver
+    grid: str = Making.grid
+    steps: int = Making.steps
     scale: float | None = None
-    interval: tuple[float, float] = (0.1, 1.0)
-    guidance: str = "cfg"
+    interval: tuple[float, float] = Making.interval
+    guidance: str = Making.guidance
     guide: Path | None = None
-    seed: int = 0
+    seed: int = Making.seed
     weights: str = "ema"
-    batch_size: int = 100
+    batch_size: int = Making.batch_size
 
     def __post_init__(self) -> None:
         if self.num_images < 2:

@@ -26,7 +26,7 @@ from jlt.data.autoencoders import DTYPES
 from jlt.data.representations import REPRESENTATIONS
 from jlt.flow import target
 from jlt.nn import Transformer, TransformerConfig
-from jlt.sampling import Generator, Samples, default_scale
+from jlt.sampling import Generator, Making, Samples, default_scale
 from jlt.sampling.output import picture
 
 
@@ -102,7 +102,7 @@ class JLTPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: int | str | Sequence[int | str],
-        num_inference_steps: int = 50,
+        num_inference_steps: int = Making.steps,
         guidance_scale: float | None = None,
         *,
         seed: int = 0,

@@ -38,6 +38,7 @@ from jlt.experiments.evaluate import Sampling, check_fit
 from jlt.experiments.report import direction
 from jlt.nn import checkpoint
 from jlt.processes import Processes, joined, open_device
+from jlt.sampling import Making
 
 SHARED = ("num_images", "seed", "guide", "batch_size")  # of Sampling; a sweep varies the others
 METRICS = ("FD", "KD", "FID", "KID", "sFD", "sFID", "IS", "precision", "recall", "density", "coverage")
@@ -60,10 +61,10 @@ class Factors:
     scale: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
     interval: tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.1, 1.0), (0.3, 1.0))
     weights: tuple[str, ...] = ()
-    solver: tuple[str, ...] = ("heun",)
-    steps: tuple[int, ...] = (50,)
-    grid: tuple[str, ...] = ("uniform",)
-    guidance: tuple[str, ...] = ("cfg",)
+    solver: tuple[str, ...] = (Making.solver,)
+    steps: tuple[int, ...] = (Making.steps,)
+    grid: tuple[str, ...] = (Making.grid,)
+    guidance: tuple[str, ...] = (Making.guidance,)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
