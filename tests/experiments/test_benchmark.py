@@ -182,7 +182,7 @@ def test_what_cannot_be_compared_is_one_line(run: Path, real: Path, tmp_path: Pa
         ([str(run)], "neither was given"),
         ([str(run), "--reference", str(real), "--seeds", "1", "1"], "seeds must differ, got 1, 1"),
         ([images, "--reference", str(real), "--out", "o", "--seeds", "0", "1"], "has neither latents nor seeds"),
-        ([images, "--reference", str(real)], "is no run; say with --out where its record goes"),
+        ([images, "--reference", str(real)], "is no folder of a run; say with --out where its record goes"),
         ([images, "--reference", str(tmp_path / "absent.npz"), "--out", "o"], "jlt reference makes them"),
         (
             [images, "--reference", str(real), "--out", "o", "--extractor", "efficientnet-lite0"],

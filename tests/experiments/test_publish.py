@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
     sum(parameter.sum() for parameter in model.parameters()).backward()
     optimizer.step()
     folder = checkpoint.folder_of(tmp_path / "run", 1234)
-    ema = EMA(model, [0.9, 0.5])
+    ema = EMA(model, [0.9, 0.5], [0.1])
     ema.averages[0.5]["output.bias"] += 1
     checkpoint.save(folder, model, ema, optimizer, header, lambda inner: Pixels(3).save(inner / "representation"))
     record = Record(
@@ -69,6 +69,9 @@ def test_several_weights_lie_side_by_side_and_the_first_average_is_the_default(r
     assert {p.name for p in (tmp_path / "out").glob("*.safetensors")} == {"model.safetensors", "ema-0.5.safetensors"}
     assert jlt.load(tmp_path / "out").weights == "ema-0.5"
     assert jlt.load(tmp_path / "out", "model").weights == "model"
+    publish(run, "org/small", ["power=0.1"], to=tmp_path / "power")
+    assert 'weights="power=0.1"' in (tmp_path / "power" / "README.md").read_text()
+    assert jlt.load(tmp_path / "power", "power=0.1").weights == "power-0.1"
 
 
 def test_the_card_states_values_settings_and_how_they_came_about(run: Path, tmp_path: Path) -> None:

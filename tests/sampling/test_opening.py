@@ -6,12 +6,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import jlt
-from jlt.data import Pixels
+from jlt.cli import main
+from jlt.data import Pixels, encode
 from jlt.data.authors_checkpoint import import_checkpoint
+from jlt.data.idx import Arrays
 from jlt.nn import EMA, Transformer, TransformerConfig, checkpoint
 
 CONFIG = TransformerConfig(4, 3, 2, 8, 1, 1, num_classes=2)
@@ -27,7 +30,12 @@ def folder(tmp_path: Path) -> Path:
         "target": "x",
         "floor": 0.05,
         "step": 3,
-        "latents": {"affine": affine, "class_names": ["a", "b"]},
+        "seconds": 0.0,
+        "latents": {
+            "affine": affine,
+            "class_names": ["a", "b"],
+            "representation_fingerprint": Pixels(3).fingerprint,
+        },
     }
     model = Transformer(CONFIG)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -35,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     optimizer.step()
     folder = tmp_path / "uploaded"
     extra = lambda inner: Pixels(3).save(inner / "representation")  # noqa: E731
-    checkpoint.save(folder, model, EMA(model, [0.5]), optimizer, header, extra)
+    checkpoint.save(folder, model, EMA(model, [0.5], [0.1]), optimizer, header, extra)
     (folder / "evil.py").write_text("raise SystemExit")
     return folder
 
@@ -78,6 +86,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[s
 def test_a_repository_is_opened_as_the_folder_that_was_uploaded(folder: Path, hub: list[str], tmp_path: Path) -> None:
     there, here = jlt.load("org/small"), jlt.load(folder)
     assert there.fingerprint == here.fingerprint
+    assert jlt.load("org/small", "power=0.1").weights == "power-0.1"
     assert hub[1] == "org/small@None"
     fetched = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert not fetched & {"optimizer.safetensors", "evil.py"}
@@ -112,6 +121,47 @@ def test_a_repository_without_all_its_weights_is_refused(folder: Path, hub: list
     (folder / "ema-0.5.safetensors").unlink()
     with pytest.raises(ValueError, match=r"is missing; checkpoint\.json names it"):
         jlt.load("org/small")
+
+
+COMMANDS = [
+    "sample RUN out --num 2 --steps 2 --scale 2 --guidance auto --guide RUN",
+    "interpolate RUN out --steps 2",
+    "invert RUN latents out --num 2 --steps 2",
+    "evaluate RUN latents --num 4 --steps 2 --extractor pixels --out out",
+    "evaluate RUN --reference REFERENCE --num 4 --steps 2 --extractor pixels --out out",
+    "sweep RUN latents --scale 1 2 --interval 0 1 --steps 2 --num 4 --full 4 --extractor pixels --out out",
+    "geometry latents --run RUN --no-local --out out",
+    "encode mnist out --representation of:RUN --num-held-out 4",
+    "train small latents out --init RUN --size 1x8x1 --patch-size 2 --steps 1 --batch-size 4",
+    "push RUN org/other --to out",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_takes_a_repository_for_a_run(
+    command: str, hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (16, 3, 4, 4), dtype=np.uint8)
+    source = Arrays("mnist", images, np.arange(16) % 2, ("a", "b"), "test")
+    monkeypatch.setattr("jlt.data.sources.SOURCES", {"mnist": lambda *_: source})
+    encode(source, tmp_path / "latents", representation="pixels", normalise="none", num_held_out=8)
+    words = command.replace("RUN", f"org/small@{REVISION}").split()
+    if "REFERENCE" in words:
+        assert main(["reference", "mnist", "real.npz", "--extractor", "pixels"]) == 0
+    assert main([word.replace("REFERENCE", "real.npz") for word in words]) == 0
+    assert f"org/small@{REVISION}" in hub
+    assert any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "org").exists()  # nothing is written where a run's own folder would be
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sweep"])
+def test_a_repository_has_no_folder_for_a_record(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "org/small", "latents"]) == 2
+    assert "org/small is no folder of a run; say with --out where its record goes" in capsys.readouterr().err
 
 
 def test_an_authors_file_is_opened_with_the_target_that_it_does_not_state(

@@ -26,7 +26,7 @@ def run(
     """Serve a page to play with one run, or with two side by side from the same noise, until Ctrl-C.
 
     Args:
-        runs: one or two run folders (their last checkpoints) or checkpoint folders.
+        runs: one or two run folders (their last checkpoints), checkpoint folders, or ORG/NAME of the Hub.
         latents: also draw the geometry of these latents.
         host: where to listen; another than 127.0.0.1 lets others in, without a password.
         port: by default the first free one from 7860.

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from jlt.evaluation import records
-from jlt.experiments.benchmark import benchmark, is_run
+from jlt.experiments.benchmark import benchmark, own_folder
 from jlt.experiments.evaluate import Sampling, evaluate
 from jlt.experiments.report import text_table
 
@@ -35,8 +35,8 @@ def run(
     Writes a record and a grid of the images; `jlt report` makes a page of them.
 
     Args:
-        source: a run folder (its last checkpoint) or a checkpoint folder; or images, with --reference: a folder,
-            tar:PATH, FILE.npz, or another source of jlt encode.
+        source: a run folder (its last checkpoint), a checkpoint folder, or ORG/NAME of the Hub; or images, with
+            --reference: a folder, tar:PATH, FILE.npz, or another source of jlt encode.
         latents: the folder of latents it was trained on, with a held-out split; its source gives the real images.
         sampling: how images are made.
         seeds: several seeds, in place of --seed: each value is then mean and standard deviation over them.
@@ -50,10 +50,7 @@ def run(
     """
     if latents is None and reference is None:
         raise ValueError("evaluate compares with the held-out images of LATENTS or with --reference; neither was given")
-    if out is None:
-        if not is_run(Path(source)):
-            raise ValueError(f"{source} is no run; say with --out where its record goes")
-        out = Path(source) / "evaluation"
+    out = own_folder(Path(source), "evaluation") if out is None else out
     path: Path | None
     if reference is not None:
         path = benchmark(source, reference, out, sampling, extractor, image_size, device, seeds, latents)

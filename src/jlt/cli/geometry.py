@@ -30,8 +30,9 @@ def run(
         rank: Forecast what each target does with a denoiser that outputs only so many directions, such as the width
             of a Transformer's last layer where it is below the numbers of a token.
         loss_space: Space of the loss that the forecast's denoiser is trained with.
-        run: A trained run whose errors on held-out latents to measure by direction; repeat it to compare runs with the
-            first. Runs that differ in the seed alone are one, with mean and standard deviation.
+        run: A trained run, or ORG/NAME of the Hub, whose errors on held-out latents to measure by direction; repeat it
+            to compare runs with the first. Runs that differ in the seed alone are one, with mean and standard
+            deviation.
         local: Measure within classes and neighbourhoods too.
         out: Folder to write record.json to (`jlt report` makes a page of it); none is written without it.
         json: Print the record as JSON instead of tables.

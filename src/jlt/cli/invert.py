@@ -29,7 +29,7 @@ def run(
     """Follow latents to their noise and back: invert.json with the errors, invert.png with data, noise and return.
 
     Args:
-        source: a run folder (its last checkpoint) or a checkpoint folder.
+        source: a run folder (its last checkpoint), a checkpoint folder, or ORG/NAME of the Hub.
         latents: the latents it was trained on, or others of the same kind.
         out: folder for both files.
         num: number of latents, from the split's beginning.

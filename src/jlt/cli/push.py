@@ -23,7 +23,7 @@ def run(
     `hf auth login` gives the client its token. `jlt.load("ORG/NAME")` opens what was uploaded, or the folder of --to.
 
     Args:
-        source: a run folder (its last checkpoint) or a checkpoint folder.
+        source: a run folder (its last checkpoint), a checkpoint folder, or ORG/NAME of the Hub.
         repository: ORG/NAME, made if it is not there.
         weights: ema (the first average), model, or decays of averages; several are kept side by side.
         license: the Hub's name of a license for the card, such as apache-2.0.

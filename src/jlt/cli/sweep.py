@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from jlt.evaluation import records
+from jlt.experiments.benchmark import own_folder
 from jlt.experiments.evaluate import Sampling
 from jlt.experiments.report import text_table
 from jlt.experiments.sweep import Factors, sweep
@@ -43,7 +44,7 @@ def run(
     array, in any order: jlt sweep ... --share $SLURM_ARRAY_TASK_ID/16, and then the same command without --share.
 
     Args:
-        source: a run folder (its last checkpoint) or a checkpoint folder.
+        source: a run folder (its last checkpoint), a checkpoint folder, or ORG/NAME of the Hub.
         latents: the folder of latents it was trained on; its held-out images are the reference, if no other is given.
         factors: the values that are swept.
         reference: statistics of real images that jlt reference made or others published, a .npz file.
@@ -64,7 +65,7 @@ def run(
     if latents is None and reference is None:
         raise ValueError("a sweep compares with the held-out images of LATENTS or with --reference; neither was given")
     sampling = Sampling(num_images=num, guide=guide, seed=seed, batch_size=batch_size)
-    out = source / "sweep" if out is None else out
+    out = own_folder(source, "sweep") if out is None else out
     path = sweep(
         source, out, factors, sampling, latents=latents, reference=reference, extractor=extractor, by=by, full=full,
         final_seeds=final_seeds, share=share, device=device,

@@ -61,7 +61,8 @@ def run(
         watching: what is looked at meanwhile, see docs/training.md; nothing of it changes what is learnt.
         expected: the latents that --dry-run assumes if none are given.
         device: where the network runs: cpu, cuda (under torchrun each process has its own), mps.
-        init: a run or checkpoint whose weights a new run starts from, also with other classes (fine-tuning).
+        init: a run, a checkpoint, or ORG/NAME of the Hub whose weights a new run starts from, also with other classes
+            (fine-tuning).
         dry_run: print what the run would take, and stop.
         json: with --dry-run, print it as JSON.
         micro_batch_size: most images on a device at once; by default its share of the batch, with --dry-run 32.

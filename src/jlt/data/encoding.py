@@ -33,6 +33,7 @@ from tqdm import tqdm
 from jlt import files
 from jlt.data.autoencoders import KNOWN, PREFIX, open_autoencoder
 from jlt.data.batches import cut, read_batches, read_ranges
+from jlt.data.hub import find_checkpoint
 from jlt.data.images import BrokenImage, quiet
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
 from jlt.data.shards import MANIFEST, Affine, open_latents, read_manifest
@@ -80,8 +81,8 @@ def encode(
         source: a spec such as "mnist" or "folder:photos" (jlt.data.sources).
         out: the folder; an unfinished encoding in it is continued, a finished one mended where shards are damaged.
         representation: patch-pca, fitted to the training images; pixels; of:FOLDER, that of other latents or of a run,
-            with their normalisation (fine-tuning); or an autoencoder (jlt.data.autoencoders):
-            flux2, flux2-small-decoder, autoencoder:FOLDER_OR_ID.
+            or of:ORG/NAME of the Hub, with their normalisation (fine-tuning); or an autoencoder
+            (jlt.data.autoencoders): flux2, flux2-small-decoder, autoencoder:FOLDER_OR_ID.
         image_size: side of the square crop (photographs: 256 by default).
         stride: side of a patch, 4 by default (patch-pca).
         channels: components kept (patch-pca), all by default.
@@ -292,7 +293,7 @@ def find_representation(folder: Path) -> tuple[Path, Affine]:
     """Return where the representation of latents or of a run lies, and its normalisation."""
     if (folder / "encoding.json").is_file():
         return folder / "representation", open_latents(folder).manifest.affine
-    opened = checkpoint.read(folder)
+    opened = checkpoint.read(find_checkpoint(folder))
     return opened.folder / "representation", Affine.stated(opened.header["latents"]["affine"])
 
 

@@ -70,7 +70,7 @@ def find_checkpoint(path: Path) -> Path:
     if path.exists() or path.parent.is_dir() or named is None:
         return path
     repository, revision = named
-    patterns = [checkpoint.HEADER, "model.safetensors", "ema-*.safetensors"]
+    patterns = [checkpoint.HEADER, "model.safetensors", "ema-*.safetensors", "power-*.safetensors"]
     patterns += [f"representation/*.{kind}" for kind in ("json", "safetensors")]
     try:
         return snapshot(repository, patterns, check_whole, revision, newest=revision is None)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from jlt import files
 from jlt.data import Source, Subset, load_representation, open_latents, open_source, real_images
 from jlt.data.batches import cut, read_ranges
+from jlt.data.hub import find_checkpoint
 from jlt.data.npz import open_npz
 from jlt.evaluation import references
 from jlt.evaluation.distances import frechet_distance
@@ -83,7 +84,8 @@ def benchmark(
     """Measure a run, or images that a spec names, against a reference; return the record's path on the first process.
 
     Args:
-        source: a run or checkpoint folder, or a spec of `jlt.data.sources`, such as tar:PATH or FILE.npz.
+        source: a run or checkpoint folder, ORG/NAME of the Hub, or a spec of `jlt.data.sources`, such as tar:PATH or
+            FILE.npz.
         reference: statistics of real images, .npz; see `jlt.evaluation.references`.
         out: folder for the record, a picture, and a run's images.
         sampling: how a run is sampled; of other images only its batch size counts.
@@ -96,8 +98,9 @@ def benchmark(
     with joined() as processes:
         where = open_device(device)
         network = open_extractor(extractor)
-        if is_run(Path(source)):
-            return score(Path(source), reference, out, sampling, seeds, network, where, processes, latents)
+        run = processes.first(lambda: find_checkpoint(Path(source))) or find_checkpoint(Path(source))
+        if is_run(run):
+            return score(run, reference, out, sampling, seeds, network, where, processes, latents)
         if latents is not None or len(seeds) > 1:
             raise ValueError(f"{source} is no run: it has neither latents nor seeds")
         real = processes.first(lambda: open_reference(reference, network, sampling.batch_size, where))
@@ -139,6 +142,13 @@ def score(
 def is_run(path: Path) -> bool:
     """Say whether a path is a checkpoint's or a run's folder."""
     return (path / checkpoint.HEADER).is_file() or (path / "checkpoints").is_dir()
+
+
+def own_folder(run: Path, name: str) -> Path:
+    """Return the folder `name` in a run's; images and repositories of the Hub have none, which is a ValueError."""
+    if not is_run(run):
+        raise ValueError(f"{run} is no folder of a run; say with --out where its record goes")
+    return run / name
 
 
 def of_run(run: Path, out: Path, sampling: Sampling, device: torch.device, processes: Processes) -> Subject:

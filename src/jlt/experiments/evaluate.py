@@ -18,6 +18,7 @@ from torch import Tensor
 from jlt import files
 from jlt.data import Latents, Source, load_representation, open_latents, real_images
 from jlt.data.batches import cut, read_batches
+from jlt.data.hub import find_checkpoint
 from jlt.data.representations import image_batch
 from jlt.evaluation import records
 from jlt.evaluation.agreement import Classifier, class_agreement, fit_classifier
@@ -183,7 +184,7 @@ def evaluate(
 
     Of several `seeds`, in place of the sampling's, values are mean and spread.
     """
-    data = open_latents(latents)
+    run, data = find_checkpoint(run), open_latents(latents)
     judge = prepare_judge(latents, sampling.num_images, extractor)
     out.mkdir(parents=True, exist_ok=True)
     measured = [

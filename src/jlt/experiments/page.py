@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jlt.data.hub import find_checkpoint
 from jlt.evaluation.records import Figure
 from jlt.experiments.play import EACH, Limits, Wish, check_alike, drawings, labels, sheet, solvers, watch_all
 from jlt.nn import checkpoint
@@ -28,6 +29,7 @@ def build(runs: Mapping[str, Path], limits: Limits, figures: Mapping[str, Figure
     def open_model(run: str, weights: str) -> Generator:
         return load(runs[run], weights, device)
 
+    runs = {run: find_checkpoint(path) for run, path in runs.items()}
     decays = [checkpoint.read(path).decays for path in runs.values()]
     shared = [f"{decay:g}" for decay in decays[0] if all(decay in others for others in decays)]
     choices = [*(["ema"] if all(decays) else []), "model", *shared]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jlt import files
-from jlt.data.hub import one_line, parse
+from jlt.data.hub import find_checkpoint, one_line, parse
 from jlt.evaluation import records
 from jlt.evaluation.records import Record
 from jlt.experiments.report import format_value
@@ -33,7 +33,7 @@ def publish(
     """Upload a run and return its address; or write what would be uploaded into the new folder `to` and return that.
 
     Args:
-        run: a run folder (its last checkpoint) or a checkpoint folder.
+        run: a run folder (its last checkpoint), a checkpoint folder, or another repository.
         repository: ORG/NAME; made if it is not there.
         weights: as in `jlt.load`, which opens the first average among them unless it is told otherwise.
         license: the Hub's name of a license, for the card.
@@ -44,6 +44,7 @@ def publish(
     named = parse(repository)
     if named is None or named[1] is not None:
         raise ValueError(f"the repository must be ORG/NAME, got {repository}")
+    run = find_checkpoint(run)
     opened = checkpoint.read(run)
     names = list(dict.fromkeys(opened.resolve(each) for each in weights))
     if not names:
@@ -110,7 +111,8 @@ def card(
     """Return the model card: Markdown below the Hub's YAML."""
     header, config = opened.header, opened.config
     training, classes = header.get("training", {}), header["latents"]["class_names"]
-    first = "" if any(name.startswith("ema") for name in names) else f', weights="{names[0]}"'
+    chosen = names[0].replace("power-", "power=")
+    first = "" if any(name.startswith("ema") for name in names) else f', weights="{chosen}"'
     asked = f"[0, {config.num_classes - 1}], seed=0, scale=2.0" if config.num_classes else "[0, 0], seed=0"
     front = {"library_name": "jlt", "pipeline_tag": "unconditional-image-generation", "license": license}
     kind = f"of {config.num_classes} classes" if config.num_classes else "without classes"

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from jlt import files
 from jlt.data import open_latents, real_images
+from jlt.data.hub import find_checkpoint
 from jlt.evaluation import records
 from jlt.evaluation.features import Extractor, open_extractor
 from jlt.evaluation.protocol import Reference, compare
@@ -114,7 +115,7 @@ def sweep(
     """Measure all points, then the best of them at full count; return the record's path on the first process.
 
     Args:
-        run: a run or checkpoint folder.
+        run: a run or checkpoint folder, or ORG/NAME of the Hub.
         out: folder for all that the sweep writes.
         factors: the values of each setting.
         sampling: number of images of a point, seed, guide and batch size; a sweep varies the others.
@@ -132,6 +133,7 @@ def sweep(
         raise ValueError(
             f"the final seeds must be others than the points' seed {sampling.seed}, got {list(final_seeds)}"
         )
+    run = find_checkpoint(run)
     opened = checkpoint.read(run)
     factors = dataclasses.replace(factors, weights=tuple(opened.resolve(name) for name in averages(opened, factors)))
     todo = {name_of(point): point for point in (settled(point, factors) for point in points(factors))}

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from jlt import files
 from jlt.data import Latents, load_representation, open_latents
+from jlt.data.hub import find_checkpoint
 from jlt.nn import EMA, Transformer, checkpoint, model_name
 from jlt.nn.checkpoint import Checkpoint
 from jlt.nn.ema import standing_in
@@ -87,8 +88,8 @@ def train(
         latents: folder made by `jlt encode`.
         run: folder of the run; one that exists is resumed, provided that its settings are these.
         device: where the network runs; under torchrun each process has its own "cuda".
-        init: a run or checkpoint folder whose first average is where a new run starts (fine-tuning); the number of
-            classes may differ.
+        init: a run or checkpoint folder, or ORG/NAME of the Hub, whose first average is where a new run starts
+            (fine-tuning); the number of classes may differ.
         micro_batch_size: most images on a device at once, by default its whole share of the batch.
         parallel: with several processes, ddp (each has the whole model) or fsdp (each has a part of it).
         compile: compile the blocks of the network.
@@ -113,7 +114,7 @@ def train(
             held_out = open_latents(latents, split="held-out") if (latents / "held-out").is_dir() else None
             if config.flip and not data.manifest.mirrored:
                 raise ValueError(f"flip is on, but {latents} holds no mirrored latents; encode with --mirrored")
-            base = checkpoint.read(init) if init else None
+            base = checkpoint.read(find_checkpoint(init)) if init else None
             if base is not None:
                 check_base(base, data)
             return data, held_out, base, describe(config, data, base)
