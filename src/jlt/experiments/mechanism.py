@@ -16,9 +16,9 @@ from torch import Tensor
 
 from jlt import flow
 from jlt.data import Latents
+from jlt.data.covariance import patches
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments.capacity import THIRDS
-from jlt.experiments.geometry import patches
 from jlt.flow import geometry, random
 from jlt.flow.random import Stream
 from jlt.sampling import Generator
@@ -82,8 +82,9 @@ def measure_mechanism(
     numbers = list(range(1, len(eigenvalues) + 1))
     for name, error in errors.items():
         figures[f"{name} over the closed form"] = Figure(
-            f"Squared error of {name} (predicts {runs[name].target.name}) by direction, over that of the best denoiser "
-            "of one Gaussian token. Below 1 the network gains from context and classes; above 1 it falls short.",
+            f"Squared error of {name} (predicts {runs[name].target.short}) by direction, over that of the best "
+            "denoiser of one Gaussian token. Below 1 the network gains from context and classes; above 1 it falls "
+            "short.",
             "direction, from the largest variance", "error / closed form",
             {f"t = {t:g}": (numbers, (error / closed)[TIMES.index(t)].tolist()) for t in SHOWN}, y_scale="log",
         )  # fmt: skip
@@ -115,7 +116,7 @@ def measure_mechanism(
                     for t in SHOWN
                     for which, e, c in zip(THIRDS, error.tensor_split(3, 1), closed.tensor_split(3, 1), strict=True)
                 },
-                settings={"target": runs[name].target.name, "step": runs[name].header["step"]},
+                settings={"target": runs[name].target.short, "step": runs[name].header["step"]},
                 fingerprints={"weights": runs[name].fingerprint},
             )
             for name, error in errors.items()
