@@ -3,13 +3,26 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from jlt.data import encode
+from jlt.data.idx import Arrays
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
-from jlt.experiments.compare import interval, mean_figures, mean_over_seeds, over_seeds, paired_differences
+from jlt.experiments.compare import (
+    Comparison,
+    interval,
+    mean_figures,
+    mean_over_seeds,
+    over_seeds,
+    paired_differences,
+    settled,
+)
+from jlt.experiments.evaluate import Sampling
+from jlt.training import TrainConfig
 
 SCORES = {"x": [48.0, 51.0, 50.0], "v": [80.0, 86.0, 81.0]}
 
@@ -96,3 +109,23 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_made(tmp_path: 
     with pytest.raises(ValueError, match="device 'nonsense' cannot be used here"):
         placement.spread(Path.write_text, [tmp_path / "a"], ["cpu", "nonsense"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_auto_is_settled_before_the_runs_begin_and_a_run_that_is_there_already_is_made_once(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    source = Arrays("mnist", images, torch.arange(40).numpy() % 4, ("a", "b", "c", "d"), "test")
+    encode(source, tmp_path / "latents", stride=2, num_held_out=10)
+    variants = tuple({"target": name, "seed": seed} for name in ("auto", "x", "v") for seed in (0, 1))
+
+    def compared(variants: tuple[dict[str, object], ...], target: str = "x") -> Comparison:
+        base = TrainConfig(target=target, size="1x16x2")
+        return settled(Comparison(tmp_path / "latents", tmp_path, base, variants, Sampling(), "pixels"))
+
+    both = compared(variants)
+    assert list(both.variants) == [{"target": name, "seed": seed} for name in ("x", "v") for seed in (0, 1)]
+    (reason,) = both.reasons
+    chosen = reason.partition(":")[0]
+    # where nothing else is that run, auto's is made, under the name of what it chose
+    assert list(compared(variants[:2]).variants) == [{"target": chosen, "seed": seed} for seed in (0, 1)]
+    assert list(compared(({"seed": 3},), "auto").variants) == [{"target": chosen, "seed": 3}]
+    assert compared(variants[2:]).reasons == ()

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from jlt.cli import geometry as cli
+from jlt.data.covariance import patches, token_moments
 from jlt.evaluation import records
-from jlt.experiments.geometry import leading_spectrum, measure_geometry, patches, token_moments
+from jlt.experiments.geometry import leading_spectrum, measure_geometry
 from jlt.experiments.report import page
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jlt.flow import TARGETS, TimeDensity, geometry, interpolate, loss, target
-from jlt.flow.capacity import fates, forecast, loss_weight, quadrature, recommend
+from jlt.flow.capacity import choose, fates, forecast, loss_weight, quadrature, recommend
 from jlt.flow.targets import residual
 
 SPECTRUM = torch.tensor([6.0, 2.5, 1.2, 0.5, 0.1, 0.02], dtype=torch.float64)
@@ -25,7 +25,8 @@ def rotation(dimension: int) -> Tensor:
 def covariances(name: str, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cov y, Cov(y, z) and Cov z at all times, for a Sigma whose eigenvectors are not the axes."""
     basis, one = rotation(len(SPECTRUM)), torch.eye(len(SPECTRUM), dtype=torch.float64)
-    sigma, (c_x, c_eps), t = basis @ SPECTRUM.diag() @ basis.T, target(name).coefficients(0.0), t[:, None, None]
+    sigma, t = basis @ SPECTRUM.diag() @ basis.T, t[:, None, None]
+    c_x, c_eps = target(name).coefficients(t)
     return c_x**2 * sigma + c_eps**2 * one, t * c_x * sigma + (1 - t) * c_eps * one, t**2 * sigma + (1 - t) ** 2 * one
 
 
@@ -69,14 +70,16 @@ def train(name: str, space: str, rank: int, t: Tensor, shared_input: bool = True
 
 
 @pytest.mark.parametrize(
-    ("name", "space", "rank"), [("x", "v", 3), ("v", "x", 3), ("eps", "eps", 2), ("k=0.5", "v", 3)]
+    ("name", "space", "rank"),
+    [("x", "v", 3), ("v", "x", 3), ("eps", "eps", 2), ("k=0.5", "v", 3), ("k=0..1", "v", 3)],
 )
 def test_a_linear_network_trained_by_gradients_reaches_the_forecast_loss_and_keeps_its_directions(name, space, rank):
     matrix, reached = train(name, space, rank, FEW)
     best = forecast(fates(SPECTRUM, target(name), target(space), FEW), rank)
     assert reached == pytest.approx(best.loss, rel=1e-6)  # where L-BFGS stops
     basis = rotation(len(SPECTRUM))
-    gain = geometry.optimal_coefficient(SPECTRUM, *target(name).coefficients(0.0), FEW[:, None]) * best.kept
+    t = FEW[:, None]
+    gain = geometry.optimal_coefficient(SPECTRUM, *target(name).coefficients(t), t) * best.kept
     torch.testing.assert_close(matrix, basis @ gain.diag_embed() @ basis.T, rtol=0, atol=0.02)
 
 
@@ -129,7 +132,7 @@ def test_a_network_trained_on_drawn_images_nears_the_forecast_loss():
 
 
 @settings(max_examples=30)
-@given(spectra, st.sampled_from(["x", "v", "eps", "k=0.3"]))
+@given(spectra, st.sampled_from(["x", "v", "eps", "k=0.3", "k=0..1", "k=0.8..0.1"]))
 def test_a_denoiser_of_full_rank_makes_the_data_whatever_its_target(spectrum, name):
     best = forecast(fates(spectrum, target(name), target("v"), FEW, floor=0.0), len(spectrum))
     # midpoints of a slope that changes within sqrt(lambda) = 0.03 of the end, seen by cells of 1/2000
@@ -144,6 +147,14 @@ def test_a_neglected_direction_is_sampled_with_the_deviation_k(name, deviation):
     # midpoints err by h^2 / 24 times the change of slope at the end, (1 - k)^2 / k^2 = 9
     variance = forecast(fates(SPECTRUM, target(name), target("v"), FEW, floor=0.0), 0).variance
     torch.testing.assert_close(variance.sqrt(), torch.full_like(SPECTRUM, deviation), rtol=1e-5, atol=0)
+
+
+def test_a_neglected_direction_of_k_from_0_to_1_is_sampled_with_the_deviation_exp_of_minus_pi_by_root_27():
+    # v = -(1 - t) z / (1 - t + t^2), whose integral over [0, 1] is pi / (3 sqrt 3)
+    variance = forecast(fates(SPECTRUM, target("k=0..1"), target("v"), FEW), 0).variance
+    torch.testing.assert_close(
+        variance.sqrt(), torch.full_like(SPECTRUM, math.exp(-math.pi / 27**0.5)), rtol=1e-6, atol=0
+    )
 
 
 def test_under_a_floor_of_a_twentieth_neglect_divides_or_multiplies_the_noise_by_twenty_e():
@@ -221,3 +232,22 @@ def test_a_target_whose_skip_is_the_optimal_linear_denoiser_needs_no_rank_on_gau
     torch.testing.assert_close(nothing.variance, SPECTRUM, rtol=1e-3, atol=0)  # midpoints where t nears 1
     assert directions.score.max() < 1e-20
     assert nothing.x_error == pytest.approx(forecast(directions, 6).x_error)
+
+
+@settings(max_examples=20)
+@given(spectra, st.integers(1, 20), st.sampled_from(["x", "v"]))
+def test_auto_takes_v_only_where_error_and_samples_prefer_it_at_every_rank_of_the_network(spectrum, width, space):
+    ranks = [width] if width < len(spectrum) else range(1, len(spectrum))
+    both = [fates(spectrum, TARGETS[name], TARGETS[space], MANY) for name in ("x", "v")]
+    x, v = ([forecast(each, rank) for rank in ranks] for each in both)
+    ahead = all(b.frechet < a.frechet and b.x_error < a.x_error for a, b in zip(x, v, strict=True))
+    assert choose(spectrum, width, space)[0] == ("v" if ahead else "x")
+
+
+def test_auto_takes_v_for_white_latents_and_x_for_steep_ones_and_where_error_and_samples_disagree():
+    assert choose(torch.ones(64), 96)[0] == "v"
+    assert choose(torch.logspace(1, -4, 64), 96)[0] == "x"
+    name, reason = choose(torch.tensor([4.6] * 13 + [0.44] * 115), 768)  # near the published figures of FLUX.2
+    assert name == "x"
+    assert reason.startswith("x: width 768 for 128 numbers a token; of 127 ranks, v is forecast ahead of x by error at")
+    assert choose(torch.ones(1), 8)[0] == "x"  # between 0 and 1 there is no rank

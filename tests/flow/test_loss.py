@@ -1,5 +1,6 @@
 """The loss: which space scores the prediction, with and without the floor."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from jlt.flow import TARGETS, convert, loss, target, velocity
+from jlt.flow import TARGETS, WEIGHTS, convert, loss, target, velocity
 from jlt.nn import Transformer, authors
 
-NAMES = ["x", "eps", "v", "k=0.5"]
+NAMES = ["x", "eps", "v", "k=0.5", "k=0..1", "residual=channels:2,0.3"]
 
 
 def draw(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -66,6 +67,35 @@ def test_a_weight_multiplies_each_images_loss() -> None:
     torch.testing.assert_close(weighted, plain * ((t / (1 - t)) ** 2).clamp(max=5))
     with pytest.raises(ValueError, match="unknown loss weight 'min-snr'"):
         loss(x, x, eps, t, TARGETS["x"], TARGETS["x"], "min-snr")
+
+
+def test_a_weight_is_what_its_source_states() -> None:
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    ratio, sigma = (t / (1 - t)) ** 2, (1 - t) / t
+    stated = {
+        "constant": torch.ones_like(t),
+        "min-snr-5": torch.minimum(ratio, torch.tensor(5.0, dtype=torch.float64)),
+        "soft-min-snr-5": 5 * ratio / (ratio + 5),
+        "edm": (sigma**2 + 1) / sigma**2,  # at sigma_data 1
+        "sigmoid": math.e**2 / (math.e**2 + ratio),
+        "p2": sigma**2 / (sigma**2 + 1),
+        "cosmap": 2 / (math.pi * (1 - 2 * t + 2 * t**2)),
+    }
+    assert stated.keys() == WEIGHTS.keys()
+    for name, expected in stated.items():
+        torch.testing.assert_close(WEIGHTS[name](t), expected)
+
+
+def test_cosmap_is_a_density_of_t() -> None:
+    middles = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert WEIGHTS["cosmap"](middles).mean().item() == pytest.approx(1, abs=1e-6)  # midpoints err by h^2 / 24
+
+
+@given(st.floats(0.001, 0.999))
+def test_the_soft_minimum_lies_below_the_minimum_and_above_its_half(time: float) -> None:
+    t = torch.tensor(time, dtype=torch.float64)
+    hard, soft = WEIGHTS["min-snr-5"](t).item(), WEIGHTS["soft-min-snr-5"](t).item()
+    assert hard / 2 * (1 - 1e-12) <= soft <= hard
 
 
 @pytest.mark.parametrize("folder", ["jlt_p1", "jlt_p2"])

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jlt.flow import TARGETS, Target, convert, geometry, interpolate, target, velocity
-from jlt.flow.targets import residual
+from jlt.flow.targets import channel_residual, residual
 
-NAMES = ["x", "eps", "v", "k=0.25", "k=0.9", "residual=0.5"]
+NAMES = ["x", "eps", "v", "k=0.25", "k=0.9", "k=0..1", "k=1..0", "k=0.7..0.2", "residual=0.5"]
 inner_times = st.floats(0.01, 0.99)
 names = st.sampled_from(NAMES)
 
@@ -83,6 +83,33 @@ def test_the_floor_bounds_the_velocity_and_only_where_det_is_small(name: str, t:
 def test_the_family_ends_at_x_and_v() -> None:
     assert target("k=0") is TARGETS["x"]
     assert target("k=1") is TARGETS["v"]
+    assert target("k=0..0") is TARGETS["x"]
+    assert target("k=1..1") is TARGETS["v"]
+    assert target("k=0.3..0.3").name == "k=0.3"
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_k_that_changes_with_t_has_no_det_of_0_before_the_data(start: float, end: float, t: float) -> None:
+    mixed = target(f"k={start}..{end}")
+    c_x, c_eps = mixed.coefficients(t)
+    assert c_x == 1
+    assert -c_eps == pytest.approx(start + (end - start) * t)
+    # -det = 1 - t + t k >= 1 - t
+    assert -mixed.det(t) >= 1 - t
+    assert target(f"k={start}..{end}").coefficients(1.0)[1] == -end
+
+
+def test_k_from_0_to_1_is_x_at_the_noise_and_v_at_the_data_and_needs_no_floor() -> None:
+    (x, eps), changing = pair(), target("k=0..1")
+    assert torch.equal(changing.mix(x, eps, 0.0), x)
+    assert torch.equal(changing.mix(x, eps, 1.0), x - eps)
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    torch.testing.assert_close(-changing.det(t), 1 - t + t**2)
+    for time in (0.0, 0.5, 1.0):  # |det| >= 3/4: the paper's floor of 0.05 changes nothing
+        z = interpolate(x, eps, time)
+        y = changing.mix(x, eps, time)
+        assert torch.equal(velocity(changing, y, z, time), velocity(changing, y, z, time, floor=0.0))
+        torch.testing.assert_close(velocity(changing, y, z, time), x - eps)
 
 
 def test_one_time_an_image_is_the_same_as_each_alone() -> None:
@@ -114,6 +141,11 @@ def test_coefficients_may_depend_on_time_and_channel() -> None:
         ("k=1.5", r"k must be in \[0, 1\], got 1.5"),
         ("k=half", "k must be a number, got 'half'"),
         ("k=nan", r"k must be in \[0, 1\], got nan"),
+        ("k=0..1.5", r"k must be in \[0, 1\], got 1.5"),
+        ("k=-0.1..1", r"k must be in \[0, 1\], got -0.1"),
+        ("k=0..", "k must be a number, got ''"),
+        ("k=0..1..0", "k is one number, or two, at t = 0 and at t = 1; got 3"),
+        ("residual=channels", "measured when a training begins"),
     ],
 )
 def test_an_unknown_target_is_refused_with_the_options(name: str, message: str) -> None:
@@ -142,7 +174,42 @@ def test_a_residual_may_have_a_variance_for_every_channel() -> None:
     torch.testing.assert_close(skip.mix(x, eps, t)[:, 2], alone)
 
 
-@pytest.mark.parametrize("name", ["residual=0", "residual=-1", "residual=inf", "residual=nan", "residual=a"])
+def test_a_residual_of_channels_is_made_again_from_its_name_alone() -> None:
+    x, eps = pair()
+    variances = [4.0, 1 / 3, 0.1]
+    skip = channel_residual(variances)
+    assert (skip.name, skip.short) == ("residual=channels:4,0.333333,0.1", "residual=channels")
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    y = target(skip.name).mix(x, eps, t)
+    assert torch.equal(y, skip.mix(x, eps, t))
+    for channel, variance in enumerate(variances):
+        alone = residual(variance).mix(x[:, channel], eps[:, channel], t)
+        torch.testing.assert_close(y[:, channel], alone, rtol=2e-6, atol=2e-6)  # six digits, kept in float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_coefficients_follow_the_latents_dtype(dtype: torch.dtype) -> None:
+    x, eps = (side.to(dtype) for side in pair())
+    skip = target("residual=channels:4,1,0.1")
+    for t in (0.3, torch.linspace(0.1, 0.9, 5, dtype=dtype)):
+        y, z = skip.mix(x, eps, t), interpolate(x, eps, t)
+        v = velocity(skip, y, z, t)
+        assert y.dtype == v.dtype == dtype
+        torch.testing.assert_close(v, x - eps, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "residual=channels:1,0",
+        "residual=channels:",
+        "residual=0",
+        "residual=-1",
+        "residual=inf",
+        "residual=nan",
+        "residual=a",
+    ],
+)
 def test_a_residual_of_no_variance_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="residual must be"):
         target(name)

@@ -54,13 +54,13 @@ def run(
         share: K/N makes every N-th run only, from the K-th, as in a Slurm array; the last share to end writes the
             record.
     """
-    runs = variants(vary)
     record = compare(
-        latents, out, config, runs, sampling, extractor=extractor, tune=tune, tune_images=tune_images,
+        latents, out, config, variants(vary), sampling, extractor=extractor, tune=tune, tune_images=tune_images,
         devices=devices, share=share,
     )  # fmt: skip
     if not record.is_file():
         done = len(list(out.glob("run-*.json")))
+        runs = files.read_json(out / "runs" / "comparison.json")["runs"]  # those that are left once auto is settled
         print(f"{done} of {len(runs)} runs are done; the record is written when all are")
         return
     print(f"{text_table(records.read(record))}\n\n{record}")

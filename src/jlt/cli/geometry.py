@@ -38,8 +38,9 @@ def run(
         json: Print the record as JSON instead of tables.
     """
     from jlt.data import open_latents
+    from jlt.data.covariance import spectrum, token_moments
     from jlt.evaluation import records
-    from jlt.experiments.geometry import measure_geometry, spectrum, token_moments
+    from jlt.experiments.geometry import measure_geometry
     from jlt.experiments.report import text_table
 
     opened, size = open_latents(latents, split=split), None if whole else patch_size

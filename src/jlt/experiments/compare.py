@@ -36,6 +36,8 @@ from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.sweep import Factors, sweep
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.held_out import BINS
+from jlt.training.measured import settle
+from jlt.training.metrics import tell
 
 LATENTS = "latents"  # the one factor that is no setting of the training
 
@@ -52,6 +54,7 @@ class Comparison:
     extractor: str
     tune: tuple[float, ...] = ()
     tune_images: int = 1000
+    reasons: tuple[str, ...] = ()
 
     @property
     def factors(self) -> list[str]:
@@ -100,7 +103,8 @@ def compare(
         latents: folder made by `jlt encode` with a held-out split.
         out: folder for runs, pictures and record; what is finished there is not done again.
         base: the settings that runs share.
-        variants: for each run, the settings in which it differs from the base; `latents` is a folder of others.
+        variants: for each run, the settings in which it differs from the base; `latents` is a folder of others. A
+            target auto is settled before the runs begin, and equal runs are made once.
         sampling: how each run is sampled.
         extractor: a key of EXTRACTORS.
         kind: kind of the record.
@@ -112,15 +116,37 @@ def compare(
     """
     comparison = Comparison(latents, out, base, tuple(variants), sampling, extractor, tuple(tune), tune_images)
     check(comparison)
-    described = {"factors": comparison.factors, "runs": [comparison.settings(v) for v in variants]}
+    comparison = settled(comparison)
+    variants = comparison.variants
+    for reason in comparison.reasons:
+        tell(reason)
+    described: dict[str, Any] = {"factors": comparison.factors, "runs": [comparison.settings(v) for v in variants]}
     described |= {"base": dataclasses.asdict(base), "sampling": dataclasses.asdict(sampling), "extractor": extractor}
     described |= {"tune": comparison.tune, "tune_images": tune_images}
+    described |= {"auto": comparison.reasons} if comparison.reasons else {}
     files.claim(out / "runs", "comparison.json", described, "a comparison")
     missing = [v for v in placement.share(variants, share) if not record_path(comparison, v).is_file()]
     placement.spread(functools.partial(make_run, comparison), missing, devices, out / "runs")
     if all(record_path(comparison, variant).is_file() for variant in variants):
         conclude(comparison, kind, title)
     return out / "record.json"
+
+
+def settled(comparison: Comparison) -> Comparison:
+    """Return the comparison with target auto settled, and why; a run that another already is, is left out."""
+    choose = functools.cache(lambda config, folder: settle(config, open_latents(folder)))
+    named = [variant for variant in comparison.variants if comparison.config(variant).target != "auto"]
+    found, reasons = list[Mapping[str, Any]](), dict[str, None]()
+    for variant in comparison.variants:
+        if variant not in named:
+            config = dataclasses.replace(comparison.config(variant), seed=0)  # which the choice does not look at
+            target, reason = choose(config, comparison.data(variant))
+            reasons[reason] = None
+            variant = {**variant, "target": target}
+            if variant in [*named, *found]:
+                continue
+        found.append(variant)
+    return dataclasses.replace(comparison, variants=tuple(found), reasons=tuple(reasons))
 
 
 def check(comparison: Comparison) -> None:
@@ -211,6 +237,7 @@ def conclude(comparison: Comparison, kind: str, title: str) -> None:
     factors = comparison.factors
     shared = {name: value for name, value in dataclasses.asdict(comparison.base).items() if name not in factors}
     shared |= {"sampling": dataclasses.asdict(sampling), "training images": len(data)} | judge.settings()
+    shared |= {"target auto": "; ".join(comparison.reasons)} if comparison.reasons else {}
     save_grid(out / "real.png", judge.images, judge.labels, data)
     groups = over_seeds(runs)
     columns = [mean_over_seeds(group) for group in groups]

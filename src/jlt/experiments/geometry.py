@@ -12,14 +12,14 @@ of the spectrum is given between bounds.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from jlt import flow
+from jlt.data.covariance import Measurable, patches, spectrum, token_moments
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.flow import geometry
 
@@ -29,17 +29,8 @@ LEADING = 256
 TARGETS = {name: flow.TARGETS[name].coefficients(0.0) for name in COVARIANCES}  # c_x, c_eps; none depends on t
 
 
-class Latents(Protocol):
-    """What is measured: a set of latents that knows its size and gathers batches."""
-
-    def __len__(self) -> int: ...
-
-    def gather(self, indices: Int64[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-        """Return the latents at `indices`."""
-
-
 def measure_geometry(
-    latents: Latents, patch_size: int | None = 1, batch_size: int = 256, name: str = "Latent geometry"
+    latents: Measurable, patch_size: int | None = 1, batch_size: int = 256, name: str = "Latent geometry"
 ) -> Record:
     """Measure the covariance of all tokens and return its statistics, for each target, as a record.
 
@@ -69,43 +60,6 @@ def measure_geometry(
     )
 
 
-def token_moments(
-    latents: Latents, patch_size: int | None = 1, batch_size: int = 256
-) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"], int]:
-    """Return mean, covariance (n - 1) and number of the tokens, d = patch_size^2 channels, in float64.
-
-    Sums are taken about the first batch's mean, so that a large common offset costs no digits.
-    """
-    if len(latents) < 1 or batch_size < 1:
-        raise ValueError(f"moments need at least 1 latent and a batch of 1, got {len(latents)} and {batch_size}")
-    origin = total = products = None
-    num_tokens = 0
-    for start in tqdm(range(0, len(latents), batch_size), desc="covariance", unit="batch", disable=None):
-        batch = latents.gather(torch.arange(start, min(start + batch_size, len(latents))))
-        tokens = patches(batch.double(), patch_size)
-        if origin is None or total is None or products is None:
-            origin = tokens.mean(0)
-            total, products = torch.zeros_like(origin), origin.new_zeros(len(origin), len(origin))
-        tokens = tokens - origin
-        total += tokens.sum(0)
-        products += tokens.T @ tokens
-        num_tokens += len(tokens)
-    assert origin is not None
-    assert total is not None
-    assert products is not None
-    if num_tokens <= len(origin) and (patch_size is not None or num_tokens < 2):
-        raise ValueError(f"a covariance of {len(origin)} directions needs more tokens than that, got {num_tokens}")
-    if not products.isfinite().all():
-        raise ValueError(f"{int((~products.diagonal().isfinite()).sum())} of {len(origin)} directions are not finite")
-    covariance = (products - torch.outer(total, total) / num_tokens) / (num_tokens - 1)
-    return origin + total / num_tokens, covariance, num_tokens
-
-
-def spectrum(covariance: Float[Tensor, "d d"]) -> Float[Tensor, " d"]:
-    """Return a covariance's eigenvalues in falling order; what rounding brings below 0 is 0."""
-    return torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
-
-
 @dataclass(frozen=True)
 class Leading:
     """The largest eigenvalues of a covariance in falling order, the error of each, the trace, and the dimension."""
@@ -124,7 +78,7 @@ class Leading:
 
 
 def leading_spectrum(
-    latents: Latents, count: int = LEADING, passes: int = 4, batch_size: int = 256, seed: int = 0
+    latents: Measurable, count: int = LEADING, passes: int = 4, batch_size: int = 256, seed: int = 0
 ) -> Leading:
     """Find the `count` largest eigenvalues of the whole image's covariance in so many passes and one over the data.
 
@@ -157,7 +111,7 @@ def leading_spectrum(
     return Leading(eigenvalues, errors, trace, dimension)
 
 
-def measure_leading(latents: Latents, batch_size: int = 256, name: str = "Latent geometry") -> Record:
+def measure_leading(latents: Measurable, batch_size: int = 256, name: str = "Latent geometry") -> Record:
     """Measure the leading spectrum of the whole image, for each target, as a record."""
     found = leading_spectrum(latents, batch_size=batch_size)
     return Record(
@@ -200,17 +154,6 @@ def _leading_record(target: str, found: Leading) -> Record:
     }
     settings = {"covariance": COVARIANCES[target], "c_x": c_x, "c_eps": c_eps}
     return Record(kind="target", name=target, values=values, settings=settings)
-
-
-def patches(latents: Float[Tensor, "b c h w"], patch_size: int | None) -> Float[Tensor, "n d"]:
-    """Cut latents into p x p patches, flattened in (row, column, channel) order; None leaves each image whole."""
-    _, channels, height, width = latents.shape
-    if patch_size is None:
-        return latents.permute(0, 2, 3, 1).flatten(1)
-    if patch_size < 1 or height % patch_size or width % patch_size:
-        raise ValueError(f"patch_size must divide the latents' {height} x {width}, got {patch_size}")
-    rows = latents.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)  # (b, c, h/p, w/p, p, p)
-    return rows.permute(0, 2, 3, 4, 5, 1).reshape(-1, patch_size**2 * channels)
 
 
 def geometry_figures(eigenvalues: Float[Tensor, " d"]) -> dict[str, Figure]:

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from jlt.data.covariance import patches
 from jlt.evaluation.records import Figure, Record, Value, mean_and_spread
-from jlt.experiments.geometry import DENSE, patches
+from jlt.experiments.geometry import DENSE
 from jlt.flow import geometry
 
 LEAST_CLASS = 2  # times the dimension: tokens that a class needs for a covariance of its own

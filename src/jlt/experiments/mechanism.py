@@ -19,9 +19,9 @@ from torch import Tensor
 
 from jlt import flow
 from jlt.data import Latents
+from jlt.data.covariance import patches
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments.capacity import THIRDS
-from jlt.experiments.geometry import patches
 from jlt.flow import geometry, random
 from jlt.flow.random import Stream
 from jlt.sampling import Generator
@@ -90,7 +90,7 @@ def measure_mechanism(
     numbers = list(range(1, len(eigenvalues) + 1))
     for name, error in errors.items():
         figures[f"{name} over the closed form"] = Figure(
-            f"Squared error of {name} (predicts {runs[name][0].target.name}) by direction, over that of the best "
+            f"Squared error of {name} (predicts {runs[name][0].target.short}) by direction, over that of the best "
             "denoiser of one Gaussian token. Below 1 the network gains from context and classes; above 1 it falls "
             f"short.{of_seeds(runs[name])}",
             "direction, from the largest variance", "error / closed form",
@@ -129,7 +129,7 @@ def measure_mechanism(
                     for t in SHOWN
                     for which, e, c in zip(THIRDS, error.tensor_split(3, 2), closed.tensor_split(3, 1), strict=True)
                 },
-                settings={"target": runs[name][0].target.name, "step": runs[name][0].header["step"]},
+                settings={"target": runs[name][0].target.short, "step": runs[name][0].header["step"]},
                 fingerprints={"weights": " ".join(run.fingerprint for run in runs[name])},
             )
             for name, error in errors.items()
@@ -166,7 +166,7 @@ def by_seed(runs: Mapping[str, Generator]) -> dict[str, list[Generator]]:
     found: dict[str, list[Generator]] = {}
     for group in groups.values():
         first, run = next(iter(group.items()))
-        name = run.target.name if len(group) > 1 and run.target.name not in found else first
+        name = run.target.short if len(group) > 1 and run.target.short not in found else first
         found[name] = sorted(group.values(), key=lambda run: training(run).get("seed", 0))
     return found
 

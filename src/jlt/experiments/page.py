@@ -73,7 +73,7 @@ def build(runs: Mapping[str, Path], limits: Limits, figures: Mapping[str, Figure
             shown = []
             for run, generator in opened.items():
                 with gr.Column(scale=3, min_width=280):
-                    gr.Markdown(f"**{run}**: {generator.header['name']}, predicts {generator.target.name}")
+                    gr.Markdown(f"**{run}**: {generator.header['name']}, predicts {generator.target.short}")
                     # no button to share, which sends a picture to another host
                     picture = functools.partial(
                         gr.Image, format="png", interactive=False, show_label=False, buttons=["download", "fullscreen"]

@@ -110,6 +110,7 @@ def card(
 ) -> str:
     """Return the model card: Markdown below the Hub's YAML."""
     header, config = opened.header, opened.config
+    predicts = header["target"].partition(":")[0]
     training, classes = header.get("training", {}), header["latents"]["class_names"]
     chosen = names[0].replace("power-", "power=")
     first = "" if any(name.startswith("ema") for name in names) else f', weights="{chosen}"'
@@ -124,7 +125,7 @@ def card(
         "",
         f"# {header['name']}",
         "",
-        f"A latent diffusion Transformer that predicts `{header['target']}`, {kind}: {num_parameters:,} parameters, "
+        f"A latent diffusion Transformer that predicts `{predicts}`, {kind}: {num_parameters:,} parameters, "
         f"latents of {' x '.join(map(str, config.shape))}, step {opened.step:,} of its training with "
         "[jlt](https://arxiv.org/abs/2605.27102).",
         "",

@@ -181,6 +181,34 @@ def recommend(
     )
 
 
+def choose(
+    eigenvalues: Float[Tensor, " d"],
+    width: int,
+    space: str = "v",
+    times: TimeDensity = TimeDensity(),  # noqa: B008
+    floor: float = 0.05,
+) -> tuple[str, str]:
+    """Return x or v for a network of some width, and a sentence that says why: the rule of `--target auto`.
+
+    v, if the forecast prefers it to x by both its judgements, the error of x and the samples, at every rank that the
+    network may stand for: its width, where (1) bounds anything, and else all from 1 to d - 1. In every other case x.
+    """
+    dimension, t = len(eigenvalues), quadrature(times)
+    ranks = [width] if width < dimension else range(1, dimension)
+    x, v = (
+        [forecast(directions, rank) for rank in ranks]
+        for directions in (fates(eigenvalues, target(name), target(space), t, floor) for name in ("x", "v"))
+    )
+    by_error = sum(one.x_error < other.x_error for one, other in zip(v, x, strict=True))
+    by_samples = sum(one.frechet < other.frechet for one, other in zip(v, x, strict=True))
+    best = "v" if ranks and by_error == by_samples == len(ranks) else "x"
+    where = f"the rank {width}" if width < dimension else f"{len(ranks)} ranks"
+    return best, (
+        f"{best}: width {width} for {dimension} numbers a token; of {where}, v is forecast ahead of x by error at "
+        f"{by_error} and by samples at {by_samples}, and v wants all"
+    )
+
+
 def _floored_det(of: Target, t: Float[Tensor, "..."], floor: float) -> Float[Tensor, "..."]:
     c_x, c_eps = of.coefficients(t)
     det: Tensor = torch.as_tensor(floored(of.det(t), torch.as_tensor(c_eps - c_x), floor))

@@ -14,10 +14,27 @@ from torch import Tensor
 from jlt import files
 from jlt.flow.targets import Target, expand, velocity
 
+
+def snr(t: Tensor) -> Tensor:
+    """Return the signal-to-noise ratio t^2 / (1 - t)^2 of z."""
+    return (t / (1 - t)) ** 2
+
+
+# A weight is meant for the loss space that its source states it for; in another it is the same factor of another loss.
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": torch.ones_like,
-    # min(SNR, 5) with SNR = t^2 / (1 - t)^2: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting", eq. 7
-    "min-snr-5": lambda t: torch.clamp((t / (1 - t)) ** 2, max=5.0),
+    # x-space, min(SNR, 5): Hang et al., "Efficient Diffusion Training via Min-SNR Weighting", eq. 7
+    "min-snr-5": lambda t: torch.clamp(snr(t), max=5.0),
+    # x-space, the smooth minimum 1 / (1/SNR + 1/5): Crowson et al., arXiv 2401.11605
+    "soft-min-snr-5": lambda t: 1 / (1 / snr(t) + 1 / 5),
+    # x-space, SNR + 1, which is (sigma^2 + 1) / sigma^2 of EDM for data of variance 1: arXiv 2206.00364, table 1
+    "edm": lambda t: snr(t) + 1,
+    # eps-space, sigmoid(2 - log SNR): Kingma and Gao, arXiv 2303.00848
+    "sigmoid": lambda t: torch.sigmoid(2 - 2 * torch.logit(t)),
+    # eps-space, 1 / (1 + SNR): Choi et al., arXiv 2204.00227, with k = gamma = 1
+    "p2": lambda t: 1 / (1 + snr(t)),
+    # v-space, over uniform times 2 / (pi (1 - 2 t + 2 t^2)), of mean 1: "cosmap" of SD3, arXiv 2403.03206
+    "cosmap": lambda t: 2 / (torch.pi * (t**2 + (1 - t) ** 2)),
 }
 
 

@@ -15,7 +15,7 @@ broadcast to `z`: they may depend on `t`, or, where `z` is written in an orthogo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,23 +38,44 @@ class Target:
     def mix(self, x: Float[Tensor, "*b"], eps: Float[Tensor, "*b"], t: Time) -> Float[Tensor, "*b"]:
         """Return the target's value `y = c_x x + c_eps eps`."""
         c_x, c_eps = self.coefficients(expand(t, x))
-        return c_x * x + c_eps * eps
+        return fitted(c_x, x) * x + fitted(c_eps, x) * eps
 
     def det(self, t: Time) -> Coefficient:
         """Return `c_eps t - c_x (1 - t)`, the determinant of (x, eps) -> (z, y) up to its sign."""
         c_x, c_eps = self.coefficients(t)
         return c_eps * t - c_x * (1 - t)
 
+    @property
+    def short(self) -> str:
+        """The name without measured numbers."""
+        return self.name.partition(":")[0]
+
 
 def _constant(name: str, c_x: float, c_eps: float) -> Target:
     return Target(name, lambda t: (c_x, c_eps))
 
 
+CHANNELS = "residual=channels"
 TARGETS = {
     "x": _constant("x", 1.0, 0.0),
     "eps": _constant("eps", 0.0, 1.0),
     "v": _constant("v", 1.0, -1.0),
 }
+
+
+def between(start: float, end: float) -> Target:
+    """Return the target `y = x - k(t) eps`, with k linear from `start` at t = 0 to `end` at t = 1, both in [0, 1].
+
+    -det = 1 - t + t k(t) is above 0 wherever t < 1, for all such pairs, and `end` at t = 1: only where that is 0 does
+    the velocity need a floor. From 0 to 1 it is x where z is noise and v where z is nearly clean, |det| >= 3/4.
+    """
+    for k in (start, end):
+        if not 0 <= k <= 1:
+            raise ValueError(f"target x - k eps: k must be in [0, 1], got {k}")
+    if start == end:
+        return {0.0: TARGETS["x"], 1.0: TARGETS["v"]}.get(start) or _constant(f"k={start:g}", 1.0, -start)
+    # a sum of both ends, exact at both: a start plus a slope may miss the end by a rounding
+    return Target(f"k={start:g}..{end:g}", lambda t: (1.0, -(start * (1 - t) + end * t)))
 
 
 def residual(variance: float | Tensor, name: str = "residual") -> Target:
@@ -68,31 +89,70 @@ def residual(variance: float | Tensor, name: str = "residual") -> Target:
     """
 
     def coefficients(t: Time) -> tuple[Coefficient, Coefficient]:
-        deviation = (t**2 * variance + (1 - t) ** 2) ** 0.5
-        return (1 - t) / (variance**0.5 * deviation), -t * variance**0.5 / deviation
+        own = fitted(variance, t) if isinstance(t, Tensor) else variance
+        deviation = (t**2 * own + (1 - t) ** 2) ** 0.5
+        return (1 - t) / (own**0.5 * deviation), -t * own**0.5 / deviation
 
     return Target(name, coefficients)
+
+
+def channel_residual(variances: Sequence[float]) -> Target:
+    """Return `residual` with a variance for each channel of z (b, c, h, w).
+
+    Its name states the variances to six digits, `residual=channels:4,1,0.1`, and `target` makes it anew from that.
+    """
+    name = f"{CHANNELS}:{','.join(f'{variance:.6g}' for variance in variances)}"
+    return residual(torch.tensor(_numbers(name, name.partition(":")[2], ","))[:, None, None], name)
 
 
 def target(name: str) -> Target:
     """Return the target of that name.
 
-    "x", "eps", "v"; "k=0.25" for `y = x - k eps` with k in [0, 1]; "residual=1" for `residual` with that variance.
+    "x", "eps", "v"; "k=0.25" for `y = x - k eps` with k in [0, 1], "k=0..1" for a k that changes with t (`between`);
+    "residual=1" for `residual` with that variance, "residual=channels:4,1,0.1" with one for each channel.
     """
     kind, has_number, text = name.partition("=")
-    if has_number and kind in ("k", "residual"):
+    if name == CHANNELS:
+        raise ValueError(f"target {name!r} is measured when a training begins; the run then states its variances")
+    if name.startswith(f"{CHANNELS}:"):
+        return channel_residual(_numbers(name, name.partition(":")[2], ","))
+    if has_number and kind == "residual":
+        (variance,) = _numbers(name, text)
+        return residual(variance, f"residual={variance:g}")
+    if has_number and kind == "k":
+        ends = _numbers(name, text, "..")
+        if len(ends) > 2:
+            raise ValueError(f"target {name!r}: k is one number, or two, at t = 0 and at t = 1; got {len(ends)}")
+        return between(ends[0], ends[-1])
+    options = ("k=K", "k=K0..K1", "residual=VARIANCE", CHANNELS)
+    return files.choose("target", name, {**TARGETS, **dict.fromkeys(options, TARGETS["x"])})
+
+
+def _numbers(name: str, text: str, separator: str | None = None) -> list[float]:
+    """Read the numbers of a target's name, each in the range of its kind."""
+    kind, numbers = name.partition("=")[0], []
+    for part in text.split(separator) if separator else [text]:
         try:
-            number = float(text)
+            numbers.append(float(part))
         except ValueError:
-            raise ValueError(f"target {name!r}: {kind} must be a number, got {text!r}") from None
-        if kind == "residual":
-            if not 0 < number < math.inf:
-                raise ValueError(f"target {name!r}: residual must be above 0 and finite, got {number}")
-            return residual(number, f"residual={number:g}")
-        if not 0 <= number <= 1:
-            raise ValueError(f"target {name!r}: k must be in [0, 1], got {number}")
-        return {0.0: TARGETS["x"], 1.0: TARGETS["v"]}.get(number) or _constant(f"k={number:g}", 1.0, -number)
-    return files.choose("target", name, {**TARGETS, "k=K": TARGETS["x"], "residual=VARIANCE": TARGETS["x"]})
+            raise ValueError(f"target {name!r:.60}: {kind} must be a number, got {part!r}") from None
+        if kind == "k" and not 0 <= numbers[-1] <= 1:
+            raise ValueError(f"target {name!r}: k must be in [0, 1], got {numbers[-1]}")
+        if kind == "residual" and not 0 < numbers[-1] < math.inf:
+            raise ValueError(f"target {name!r:.60}: residual must be above 0 and finite, got {numbers[-1]}")
+    return numbers
+
+
+def check_channels(target: Target, channels: int) -> None:
+    """Raise a ValueError for a target that states variances of another number of channels than the latents have."""
+    _, measured, text = target.name.partition(":")
+    if measured and (count := len(text.split(","))) != channels:
+        raise ValueError(f"target {target.short} states {count} variances, the latents have {channels} channels")
+
+
+def fitted(coefficient: Coefficient, z: Tensor) -> Coefficient:
+    """Return a coefficient where `z` is: on its device and in its dtype."""
+    return coefficient.to(z) if isinstance(coefficient, Tensor) else coefficient
 
 
 def expand(t: Time, z: Tensor) -> Time:
@@ -121,7 +181,8 @@ def convert(
         return y  # not even a division of det by det, which may be zero
     a_x, a_eps = source.coefficients(t)
     b_x, b_eps = to.coefficients(t)
-    return ((b_x * a_eps - b_eps * a_x) * z + to.det(t) * y) / floored(source.det(t), a_eps - a_x, floor)
+    det = floored(source.det(t), a_eps - a_x, floor)
+    return (fitted(b_x * a_eps - b_eps * a_x, z) * z + fitted(to.det(t), z) * y) / fitted(det, z)
 
 
 def velocity(

@@ -127,6 +127,7 @@ class TransformerConfig:
 
 def model_name(target: str, config: TransformerConfig) -> str:
     """Return the model's one name, for instance `JLT-B/1` (x), `DiT-B/1` (v), `eps-B/1`, or `JLT-4x128/2`."""
+    target = target.partition(":")[0]  # measured numbers are no part of a name
     family = {"x": "JLT", "v": "DiT"}.get(target, target)
     shape = (config.depth, config.hidden_size, config.num_heads)
     size = next((name for name, row in SIZES.items() if row == shape), f"{config.depth}x{config.hidden_size}")

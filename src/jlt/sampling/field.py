@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jlt import files
-from jlt.flow.targets import TARGETS, Target, convert, velocity
+from jlt.flow.targets import TARGETS, Target, convert, fitted, velocity
 
 Predictor = Callable[[Tensor, float, Tensor | None], Tensor]
 
@@ -122,7 +122,7 @@ class Projected:
         det = self.target.det(t)
         if not isinstance(det, Tensor) and det == 0:
             return extrapolated(y, other, z, t, scale)
-        per_y = -(1 - t) / det  # dx / dy
+        per_y = fitted(-(1 - t) / det, y)  # dx / dy
         change = per_y * (y - other)
         if self.before is not None:
             change = change + self.momentum * self.before

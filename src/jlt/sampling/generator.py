@@ -24,6 +24,7 @@ from jlt.data.hub import find_checkpoint
 from jlt.flow import Target, random
 from jlt.flow import target as known_target
 from jlt.flow.random import Stream
+from jlt.flow.targets import check_channels
 from jlt.nn import Transformer, checkpoint
 from jlt.processes import open_device
 from jlt.sampling.field import Field, Guide, Passes, Predictor, guided
@@ -281,6 +282,8 @@ def load(
         raise ValueError(f"{opened.folder / checkpoint.HEADER} lacks {', '.join(sorted(missing))}")
     name = opened.resolve(weights)
     model = opened.load_model(weights).to(open_device(device)).eval().requires_grad_(False)
+    target_of_network = known_target(header["target"])
+    check_channels(target_of_network, model.config.shape[0])
     if compile:
         for block in model.blocks:  # one is compiled, and serves all
             block.compile()
@@ -292,7 +295,7 @@ def load(
         representation = representation.with_decoder(decoder)
     return Generator(
         model=model,
-        target=known_target(header["target"]),
+        target=target_of_network,
         representation=representation,
         affine=Affine.stated(header["latents"]["affine"]),
         class_names=None if names is None else tuple(names),

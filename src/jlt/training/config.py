@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 from jlt import files
 from jlt.flow import WEIGHTS, TimeDensity, target
+from jlt.flow.targets import CHANNELS
 from jlt.nn.ema import exponent
 from jlt.nn.transformer import SIZES, TransformerConfig
 
 DTYPES = ("float32", "bfloat16")
+MEASURED = ("auto", CHANNELS)  # targets that the latents decide: jlt.training.measured
 # A run may go on with other values of these; every other difference is refused.
 MAY_CHANGE = ("steps", "save_every", "keep_last", "keep_every", "snapshot_every")
 
@@ -20,9 +22,11 @@ class TrainConfig:
     But for two: it trains in bfloat16 and on mirrored images too, which the presets of its runs switch on.
 
     Attributes:
-        target: what the network predicts: x, eps, v, k=K for x - K eps, or residual=VARIANCE.
-        loss_space: the space in which the prediction is scored: x, eps or v.
-        loss_weight: weight of the loss over t: constant, or min-snr-5 (SNR = t^2 / (1 - t)^2).
+        target: what the network predicts: x, eps, v, k=K for x - K eps, k=K0..K1 for a k that changes with t,
+            residual=VARIANCE; measured when a training begins, residual=channels, and auto, which is x or v.
+        loss_space: the space in which the prediction is scored: any target but auto.
+        loss_weight: weight of the loss over t, see docs/targets.md: constant, min-snr-5, soft-min-snr-5, sigmoid, edm,
+            p2 or cosmap.
         times: density of the training time t; its shift above 1 moves it towards the noise.
         noise_scale: standard deviation of eps, in training, held-out loss and sampling alike; 1 in the paper, and 2 in
             JiT at 512 px.
@@ -88,7 +92,12 @@ class TrainConfig:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        target(self.target), target(self.loss_space)
+        if self.target not in MEASURED:
+            target(self.target)
+        if not self.loss_space == self.target == CHANNELS:
+            target(self.loss_space)
+        if self.target == "auto" and self.loss_space.startswith(CHANNELS):
+            raise ValueError(f"target auto forecasts losses of one space for all channels, not {self.loss_space:.40}")
         files.choose("loss weight", self.loss_weight, WEIGHTS)
         files.choose("dtype", self.dtype, dict.fromkeys(DTYPES))
         for name in ("steps", "batch_size", "patch_size", "save_every", "keep_last"):

@@ -37,7 +37,8 @@ from jlt.nn.flops import training_flop
 from jlt.processes import Processes, joined, open_device
 from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
-from jlt.training.metrics import Metrics, OpenSink, fed
+from jlt.training.measured import settle
+from jlt.training.metrics import Metrics, OpenSink, fed, tell
 from jlt.training.parallel import PARALLEL, Engine, compile_blocks, recompute_blocks, share, tf32_products
 from jlt.training.saving import Saver
 from jlt.training.step import Batch, draw_batch, make_optimizer, training_step
@@ -117,7 +118,7 @@ def train(
             base = checkpoint.read(find_checkpoint(init)) if init else None
             if base is not None:
                 check_base(base, data)
-            return data, held_out, base, describe(config, data, base)
+            return data, held_out, base, describe(config, data, base, *settle(config, data, run))
 
         position, micro_batches = share(config.batch_size, micro_batch_size, processes)
         where = open_device(device)
@@ -129,6 +130,9 @@ def train(
             prepare(config, run, header)
 
         processes.first(open_run)
+        if "target_reason" in header and not processes.rank:
+            tell(header["target_reason"])
+        config = settled(config, header["target"])
         stack.enter_context(tf32_products(tf32))
         changes = [change for change, wanted in ((recompute_blocks, recompute), (compile_blocks, compile)) if wanted]
         stop = stack.enter_context(stop_signals(processes))
@@ -252,12 +256,21 @@ def claim(run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
 
 
-def describe(config: TrainConfig, data: Latents, base: Checkpoint | None) -> dict[str, Any]:
-    """Return what every checkpoint of the run states about it."""
+def settled(config: TrainConfig, target: str) -> TrainConfig:
+    """Return the recipe with its target named; a loss in the target's own space stays there."""
+    own = config.loss_space == config.target
+    return dataclasses.replace(config, target=target, loss_space=target if own else config.loss_space)
+
+
+def describe(
+    config: TrainConfig, data: Latents, base: Checkpoint | None, target: str, reason: str = ""
+) -> dict[str, Any]:
+    """Return what every checkpoint of the run states about it; `target` is what the network predicts."""
     model = config.model(data.shape, data.num_classes)
     return {
-        "name": model_name(config.target, model),
-        "target": config.target,
+        "name": model_name(target, model),
+        "target": target,
+        **({"target_reason": reason} if reason else {}),
         "floor": config.floor,
         "init": None if base is None else base.header["files"][f"{starting_weights(base)}.safetensors"],
         "noise_scale": config.noise_scale,
