@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import math
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,6 +87,34 @@ def test_the_solver_of_the_example_is_of_order_two_and_samples(tmp_path: Path, m
     assert names["ratios"] == pytest.approx([4, 4, 4], rel=0.1)  # 4 in the limit; the rest of order 1 / steps
     assert names["samples"].evaluations == 12 == SOLVERS["ralston-2"].evaluations(6)
     assert torch.isfinite(names["samples"].images.float()).all()
+
+
+@pytest.mark.parametrize(("name", "rows"), [("manifold", 4), ("mixture", 10)])
+def test_an_example_of_known_answer_measures_every_target_and_draws_it(name: str, rows: int, tmp_path: Path) -> None:
+    found = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](tmp_path / "picture.png", steps=2, count=20)
+    assert {target: len(values) for target, values in found.items()} == {"x": rows, "eps": rows, "v": rows}
+    assert all(math.isfinite(value) for values in found.values() for value in values)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.slow
+def test_only_x_stays_near_the_manifold_where_its_dimensions_exceed_the_width(tmp_path: Path) -> None:
+    names = runpy.run_path(str(EXAMPLES / "manifold.py"))
+    names["main"].__globals__["DIMENSIONS"] = (2, 512)
+    found = names["main"](tmp_path / "picture.png", steps=400, count=200)
+    assert found["x"][1] < 0.3  # 0.07 after 800 steps
+    # a rank of 256 leaves noise of deviation 1 in 256 directions of v: a distance of 16, however long it trains
+    assert found["v"][1] > 15
+    assert found["eps"][1] > 15
+
+
+@pytest.mark.slow
+def test_the_closed_form_of_the_mixture_is_a_floor_that_training_comes_near(tmp_path: Path) -> None:
+    found = runpy.run_path(str(EXAMPLES / "mixture.py"))["main"](tmp_path / "picture.png", steps=1000)
+    *errors, distance = found["x"]
+    assert max(errors) < 0.05  # of a variance of 1: the mean of x alone would err by as much at t = 0
+    assert 0.02 < distance < 0.2  # 0.026 for other draws of the mixture
 
 
 SMALLER = """#!{python}

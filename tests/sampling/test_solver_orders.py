@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jlt.flow import TARGETS, target
 from jlt.flow.geometry import gaussian_flow
+from jlt.flow.mixture import Mixture
 from jlt.sampling import SOLVERS, Field, time_grid
 from jlt.sampling.field import Prediction
 from jlt.sampling.grids import GRIDS
@@ -30,13 +31,9 @@ def gaussian(z: Tensor, t: float, variance: float = 0.3) -> Prediction:
 
 
 def mixture(z: Tensor, t: float) -> Prediction:
-    """The exact field of a mixture of Gaussians: posterior means of x and eps, averaged by responsibility."""
-    variance = (t * STDS) ** 2 + (1 - t) ** 2
-    residual = z - t * MEANS  # (B, K)
-    share = torch.softmax(WEIGHTS.log() - variance.log() / 2 - residual**2 / (2 * variance), dim=1)
-    x = MEANS + t * STDS**2 / variance * residual
-    eps = (1 - t) / variance * residual
-    return Prediction((share * (x - eps)).sum(1, keepdim=True), (share * x).sum(1, keepdim=True))
+    """The exact field of a mixture of Gaussians."""
+    x, eps = Mixture(MEANS[:, None], STDS, WEIGHTS).expected(z, t)
+    return Prediction(x - eps, x)
 
 
 def mixture_error(end: Tensor) -> float:
