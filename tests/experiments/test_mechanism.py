@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from jlt.data import Affine
-from jlt.experiments.mechanism import TIMES, by_seed, direction_errors, measure_mechanism, run_names
+from jlt.experiments.mechanism import TIMES, by_seed, direction_errors, measure_mechanism, run_names, sample_variances
 from jlt.flow import geometry, target
+from jlt.sampling import SOLVERS, Field
+from jlt.sampling.grids import time_grid
 
 SPECTRUM = torch.tensor([5.0, 1.0, 0.1], dtype=torch.float64)
 AFFINE = Affine((0.0,) * 3, (1.0,) * 3)
@@ -32,7 +34,15 @@ def run(name: str, gain: float = 1.0, **changes: Any) -> Any:
         "model": Gaussian(name, gain), "target": target(name), "representation": SimpleNamespace(fingerprint="r"),
         "affine": AFFINE, "header": {"step": 1}, "fingerprint": "w",
     }  # fmt: skip
-    return SimpleNamespace(**{**found, **changes})
+    made = SimpleNamespace(**{**found, **changes})
+    made.sample = lambda labels, **how: SimpleNamespace(latents=solved(made, len(labels), **how))
+    return made
+
+
+def solved(made: Any, count: int, solver: str, grid: str, steps: int, scale: float) -> Tensor:
+    """Return samples by the exact flow of a fake network."""
+    field = Field(lambda z, t, _: made.model(z, torch.full((count,), t), None), made.target, None, 0.0)
+    return SOLVERS[solver](field, torch.randn(count, 3, 4, 4), time_grid(grid, steps))
 
 
 def stored(count: int = 400) -> Any:
@@ -59,6 +69,21 @@ def test_the_best_gaussian_denoiser_errs_by_the_closed_form_in_every_direction(n
     closed = geometry.conditional_variance(SPECTRUM, 1, 0, torch.tensor(TIMES, dtype=torch.float64)[:, None])
     # a mean of 6,400 squares has a standard error of sqrt(2/6400) = 1.8 %
     torch.testing.assert_close(errors, closed, rtol=0.09, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "gain", "expected"),
+    [
+        ("x", 1.0, [1.0, 1.0, 1.0]),
+        ("v", 1.0, [1.0, 1.0, 1.0]),
+        ("x", 0.0, [0.0, 0.0, 0.0]),  # a direction that x says nothing in has no variance,
+        ("v", 0.0, [1 / 5.0, 1.0, 1 / 0.1]),  # one that v says nothing in keeps the noise's, capacity's equation (4)
+    ],
+)
+def test_samples_have_the_data_s_variance_and_where_a_network_says_0_what_its_target_leaves(name, gain, expected):
+    found = sample_variances(run(name, gain), stored(), torch.eye(3, dtype=torch.float64))
+    # a ratio of two means of 6,400 squares has a standard error of 2.5 %, Heun's 25 steps err by less
+    assert found.tolist() == pytest.approx(expected, rel=0.1, abs=1e-9)
 
 
 def test_the_record_compares_runs_with_the_first_and_the_basis_does_not_matter_to_a_perfect_one():

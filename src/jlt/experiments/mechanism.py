@@ -5,6 +5,9 @@ exact conversion), and its error is projected on the eigenvectors of the covaria
 divided by the conditional variance lambda (1 - t)^2 / Var z (jlt.flow.geometry): 1 is what the best network reaches
 that sees one token of a Gaussian and no more. Below 1 lies what context, classes and shape beyond covariance are
 worth; above 1 what the network fails to do. In a direction the ratio of two runs is the same in x-, eps- and v-space.
+Samples, too, are projected: unguided ones, of the classes of the held-out images, and their variance is divided by that
+of these. Below 1 the samples lack what the direction says of the data, above 1 they keep noise.
+
 Runs that differ in nothing but their seed count as one, with mean and standard deviation.
 """
 
@@ -29,6 +32,7 @@ from jlt.sampling import Generator
 TIMES = tuple(k / 20 for k in range(1, 20))
 SHOWN = (0.1, 0.5, 0.9)
 COMPARED = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)
+STEPS = 25  # of Heun's method, for samples
 
 
 @torch.no_grad()
@@ -55,6 +59,16 @@ def direction_errors(
             sums[k] += (patches(error, patch_size) @ basis).square().sum(0)
         num_tokens += patches(x, patch_size).shape[0]
     return sums / num_tokens
+
+
+def sample_variances(
+    generator: Generator, latents: Latents, basis: Float[Tensor, "d d"], patch_size: int = 1, max_images: int = 500
+) -> Float[Tensor, " d"]:
+    """Return the mean square of samples along each column of `basis` over that of the latents; one image a latent."""
+    index = torch.arange(min(len(latents), max_images))
+    made = generator.sample(latents.labels[index], solver="heun", grid="uniform", steps=STEPS, scale=1.0).latents
+    ours, theirs = ((patches(x.double(), patch_size) @ basis).square().mean(0) for x in (made, latents.gather(index)))
+    return ours / theirs
 
 
 def measure_mechanism(
@@ -97,6 +111,16 @@ def measure_mechanism(
             {f"t = {t:g}": (numbers, (error.mean(0) / closed)[TIMES.index(t)].tolist()) for t in SHOWN},
             y_scale="log",
         )  # fmt: skip
+    variances = {
+        name: torch.stack([sample_variances(run, latents, basis, patch_size, max_images) for run in seeds])
+        for name, seeds in runs.items()
+    }
+    figures["variance of samples"] = Figure(
+        "Variance of unguided samples by direction, over that of held-out latents. Below 1 the samples lack variance "
+        f"of the data, above 1 they keep noise.{of_seeds(next(iter(runs.values())))}",
+        "direction, from the largest variance", "variance of samples / of data",
+        {name: (numbers, found.mean(0).tolist()) for name, found in variances.items()}, y_scale="log",
+    )  # fmt: skip
     (first, reference), *others = errors.items()
     for name, error in others:
         ratios = dict(zip(THIRDS, ratio(error, reference), strict=True))
@@ -128,6 +152,10 @@ def measure_mechanism(
                     )
                     for t in SHOWN
                     for which, e, c in zip(THIRDS, error.tensor_split(3, 2), closed.tensor_split(3, 1), strict=True)
+                }
+                | {
+                    f"variance of samples / of data, {which} variances": summary(found.mean(1))
+                    for which, found in zip(THIRDS, variances[name].tensor_split(3, 1), strict=True)
                 },
                 settings={"target": runs[name][0].target.short, "step": runs[name][0].header["step"]},
                 fingerprints={"weights": " ".join(run.fingerprint for run in runs[name])},
