@@ -26,7 +26,7 @@ def test_guidance_extrapolates_from_no_class_to_the_class() -> None:
     torch.testing.assert_close(predict(z, 0.5, label), uncond + 2.5 * (plain - uncond))
 
 
-@pytest.mark.parametrize("name", ["x", "eps", "v", "k=0.3"])
+@pytest.mark.parametrize("name", ["x", "eps", "v", "k=0.3", "k=0..1"])
 def test_guiding_the_prediction_guides_the_velocity(name: str) -> None:
     z, label, t = torch.randn(4, 2), torch.tensor([0, 1, 2, 0]), 0.4
     guided = Field(classifier_free(Passes(network), NO_CLASS, 3.0, (0.0, 1.0)), target(name), label)(z, t)
@@ -98,7 +98,7 @@ def read(kind: str, t: float, guidance: str, scale: float = 2.5, guide: Guide | 
     return Field(predict, target(kind), torch.tensor([0, 1, 2, 0]), floor=0.0)(z, t)
 
 
-@pytest.mark.parametrize("kind", ["eps", "v", "k=0.5"])
+@pytest.mark.parametrize("kind", ["eps", "v", "k=0.5", "k=0..1"])
 @pytest.mark.parametrize(
     "guidance", ["cfg", "cfg-zero", "apg", "apg:eta=0.3,threshold=0.2", "auto", "cfg:schedule=cosine"]
 )
@@ -144,7 +144,7 @@ def test_the_optimised_scale_is_the_nearest_multiple_of_the_other_velocity() -> 
         assert ((v(y) - share * v(other)).norm(dim=1) < (v(y) - (share + step) * v(other)).norm(dim=1)).all()
 
 
-@pytest.mark.parametrize("kind", ["x", "eps", "v", "k=0.5"])
+@pytest.mark.parametrize("kind", ["x", "eps", "v", "k=0.5", "k=0..1"])
 def test_zero_init_stands_still_at_no_cost(kind: str) -> None:
     passes = Passes(as_target(kind, network))
     predict = guided(passes, target(kind), NO_CLASS, 2.0, guidance="cfg-zero:until=0.1")

@@ -102,7 +102,7 @@ def test_data_prediction_is_of_order_three_in_the_interior(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("kind", ["x", "eps", "v", "k=0.5"])
+@pytest.mark.parametrize("kind", ["x", "eps", "v", "k=0.5", "k=0..1", "k=1..0"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_both_ends_are_finite_for_every_target(name: str, kind: str, dtype: torch.dtype, steps: int) -> None:

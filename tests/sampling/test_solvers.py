@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jlt.flow import TARGETS, convert, target
+from jlt.flow.targets import channel_residual
 from jlt.nn import Transformer, authors
-from jlt.sampling import SOLVERS, Field, classifier_free, euler, heun
+from jlt.sampling import SOLVERS, Field, classifier_free, euler, guided, heun
 from jlt.sampling.field import Passes, Prediction
 from jlt.sampling.grids import uniform_grid
 
@@ -105,8 +106,20 @@ def test_a_grid_needs_a_step() -> None:
         uniform_grid(0)
 
 
-@pytest.mark.parametrize("name", ["x", "v", "k=0.5"])
+@pytest.mark.parametrize("name", ["x", "v", "k=0.5", "k=0..1"])
 def test_the_field_gives_the_unfloored_clean_latent(name: str) -> None:
     z, y = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
     field = Field(lambda z, t, label: y, target(name))
     torch.testing.assert_close(field(z, 0.99).x, convert(y, z, 0.99, target(name), TARGETS["x"]))
+
+
+@pytest.mark.parametrize("guidance", ["cfg", "cfg-zero:until=0", "apg"])
+@pytest.mark.parametrize("name", ["heun", "dpmpp-2m"])
+def test_a_network_that_says_0_of_a_residual_samples_gaussian_channels_exactly(name: str, guidance: str) -> None:
+    variances = torch.tensor([4.0, 1.0, 0.1])
+    network = Passes(lambda z, t, label: torch.zeros_like(z))
+    skip, z = channel_residual(variances.tolist()), torch.randn(6, 3, 2, 2)
+    predict = guided(network, skip, 2, scale=2.0, guidance=guidance)
+    end = SOLVERS[name](Field(predict, skip, torch.zeros(6, dtype=torch.int64)), z, uniform_grid(200))
+    # second order: 200 steps err by at most 7e-4, in the channel of variance 0.1, which changes fastest near the data
+    torch.testing.assert_close(end, variances.sqrt()[:, None, None] * z, rtol=1e-3, atol=1e-6)

@@ -83,7 +83,7 @@ def test_the_learning_rate_warms_up_from_zero_stays_and_falls() -> None:
     assert rates[99] == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("name", ["x", "eps", "v", "k=0.5"])
+@pytest.mark.parametrize("name", ["x", "eps", "v", "k=0.5", "k=0..1", "residual=channels:2,1,0.5,0.3"])
 @pytest.mark.parametrize("space", ["x", "v"])
 def test_training_lowers_the_loss_of_any_target_in_any_space(latents: Path, name: str, space: str) -> None:
     data = open_latents(latents)

@@ -12,7 +12,7 @@ from jlt import flow
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.flow import capacity
 
-TARGETS = ("x", "k=0.25", "k=0.5", "v", "eps")
+TARGETS = ("x", "k=0.25", "k=0.5", "v", "eps", "k=0..1")
 THIRDS = ("largest", "middle", "smallest")
 
 
