@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -10,6 +11,7 @@ from scipy import stats
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
 from jlt.experiments.compare import interval, mean_figures, mean_over_seeds, over_seeds, paired_differences
+from jlt.processes import check_device
 
 SCORES = {"x": [48.0, 51.0, 50.0], "v": [80.0, 86.0, 81.0]}
 
@@ -96,3 +98,11 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_made(tmp_path: 
     with pytest.raises(ValueError, match="device 'nonsense' cannot be used here"):
         placement.spread(Path.write_text, [tmp_path / "a"], ["cpu", "nonsense"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_gpus_of_others_are_counted_and_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # to open one of them would fail here
+    check_device("cuda:1")
+    check_device("cuda")
+    with pytest.raises(ValueError, match=r"device 'cuda:2' cannot be used here: there are 2 of its kind"):
+        check_device("cuda:2")
