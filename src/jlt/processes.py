@@ -93,6 +93,17 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def check_device(name: str) -> None:
+    """Raise a ValueError for a device that is not here, but open none: an opened GPU keeps memory for the process."""
+    try:
+        device = torch.device(name)
+        count = torch.get_device_module(device).device_count()
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    if (device.index or 0) >= count:
+        raise ValueError(f"device {name!r} cannot be used here: there are {count} of its kind")
+
+
 def open_device(name: str | torch.device) -> torch.device:
     """Return the device of that name, under torchrun this process's "cuda"; one that is not here is a ValueError."""
     if name == "cuda" and "LOCAL_RANK" in os.environ:

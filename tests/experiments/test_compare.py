@@ -22,6 +22,7 @@ from jlt.experiments.compare import (
     settled,
 )
 from jlt.experiments.evaluate import Sampling
+from jlt.processes import check_device
 from jlt.training import TrainConfig
 
 SCORES = {"x": [48.0, 51.0, 50.0], "v": [80.0, 86.0, 81.0]}
@@ -129,3 +130,11 @@ def test_auto_is_settled_before_the_runs_begin_and_a_run_that_is_there_already_i
     assert list(compared(variants[:2]).variants) == [{"target": chosen, "seed": seed} for seed in (0, 1)]
     assert list(compared(({"seed": 3},), "auto").variants) == [{"target": chosen, "seed": 3}]
     assert compared(variants[2:]).reasons == ()
+
+
+def test_the_gpus_of_others_are_counted_and_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # to open one of them would fail here
+    check_device("cuda:1")
+    check_device("cuda")
+    with pytest.raises(ValueError, match=r"device 'cuda:2' cannot be used here: there are 2 of its kind"):
+        check_device("cuda:2")

@@ -84,9 +84,13 @@ def build(runs: Mapping[str, Path], limits: Limits, figures: Mapping[str, Figure
         if figures:
             with gr.Accordion("Geometry of the latents", open=False):
                 gr.HTML(drawings(figures))
+        # no click is overlooked: the button is off until the sampling has ended, which after Stop takes a step more
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "undocumented"}
+        start.click(lambda: gr.Button(interactive=False), None, start, **quick)
         # one key for all: sampling is what takes the machine's time, whoever asks
         going = start.click(sample, fields, [*shown, progress], concurrency_limit=1, api_name="sample")
-        stop.click(lambda: "stopped", None, progress, cancels=[going], queue=False, api_visibility="undocumented")
+        going.then(lambda: gr.Button(interactive=True), None, start, **quick)
+        stop.click(lambda: "stopped", None, progress, cancels=[going], **quick)
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from jlt.processes import open_device
+from jlt.processes import check_device
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def spread(work: Callable[[T, str], object], items: Sequence[T], devices: Sequen
     if not devices:
         raise ValueError("the runs need at least 1 device, got 0")
     for device in devices:
-        open_device(device)
+        check_device(device)
     if len(devices) == 1:
         for item in items:
             work(item, devices[0])
