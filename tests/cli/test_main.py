@@ -342,6 +342,15 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["train", "small", "absent", "RUN"], "absent is not there; a folder of latents is wanted"),
         (["train", "small", "LATENTS", "RUN", "--target", "xx"], "unknown target 'xx'"),
         (["train", "small", "LATENTS", "RUN", "--target", "k=2"], "k must be in [0, 1], got 2.0"),
+        (["train", "small", "LATENTS", "RUN", "--target", "k=0..2"], "k must be in [0, 1], got 2.0"),
+        (
+            ["train", "small", "LATENTS", "RUN", "--target", "residual=channels:1,2"],
+            "states 2 variances, the latents have",
+        ),
+        (
+            ["train", "small", "LATENTS", "RUN", "--loss-space", "residual=channels"],
+            "is measured when a training begins",
+        ),
         (["train", "small", "LATENTS", "RUN", "--stepz", "3"], "Unrecognized options: --stepz"),
         (["train", "small", "LATENTS", "RUN", "--steps", "many"], "invalid literal for int"),
         (["train", "small", "LATENTS", "RUN", "--batch-size", "0"], "batch_size must be at least 1, got 0"),

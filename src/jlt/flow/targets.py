@@ -101,8 +101,8 @@ def channel_residual(variances: Sequence[float]) -> Target:
 
     Its name states the variances to six digits, `residual=channels:4,1,0.1`, and `target` makes it anew from that.
     """
-    name = f"{CHANNELS}:{','.join(f'{variance:.6g}' for variance in variances)}"
-    return residual(torch.tensor(_numbers(name, name.partition(":")[2], ","))[:, None, None], name)
+    stated = [f"{variance:.6g}" for variance in variances]
+    return residual(torch.tensor([float(text) for text in stated])[:, None, None], f"{CHANNELS}:{','.join(stated)}")
 
 
 def target(name: str) -> Target:
@@ -114,13 +114,15 @@ def target(name: str) -> Target:
     kind, has_number, text = name.partition("=")
     if name == CHANNELS:
         raise ValueError(f"target {name!r} is measured when a training begins; the run then states its variances")
-    if name.startswith(f"{CHANNELS}:"):
-        return channel_residual(_numbers(name, name.partition(":")[2], ","))
     if has_number and kind == "residual":
-        (variance,) = _numbers(name, text)
-        return residual(variance, f"residual={variance:g}")
+        by_channel = name.startswith(f"{CHANNELS}:")
+        parts = text.partition(":")[2].split(",") if by_channel else [text]
+        variances = [_number(name, part) for part in parts]
+        if outside := [variance for variance in variances if not 0 < variance < math.inf]:
+            raise ValueError(f"target {name!r:.60}: residual must be above 0 and finite, got {outside[0]}")
+        return channel_residual(variances) if by_channel else residual(variances[0], f"residual={variances[0]:g}")
     if has_number and kind == "k":
-        ends = _numbers(name, text, "..")
+        ends = [_number(name, part) for part in text.split("..")]
         if len(ends) > 2:
             raise ValueError(f"target {name!r}: k is one number, or two, at t = 0 and at t = 1; got {len(ends)}")
         return between(ends[0], ends[-1])
@@ -128,19 +130,11 @@ def target(name: str) -> Target:
     return files.choose("target", name, {**TARGETS, **dict.fromkeys(options, TARGETS["x"])})
 
 
-def _numbers(name: str, text: str, separator: str | None = None) -> list[float]:
-    """Read the numbers of a target's name, each in the range of its kind."""
-    kind, numbers = name.partition("=")[0], []
-    for part in text.split(separator) if separator else [text]:
-        try:
-            numbers.append(float(part))
-        except ValueError:
-            raise ValueError(f"target {name!r:.60}: {kind} must be a number, got {part!r}") from None
-        if kind == "k" and not 0 <= numbers[-1] <= 1:
-            raise ValueError(f"target {name!r}: k must be in [0, 1], got {numbers[-1]}")
-        if kind == "residual" and not 0 < numbers[-1] < math.inf:
-            raise ValueError(f"target {name!r:.60}: residual must be above 0 and finite, got {numbers[-1]}")
-    return numbers
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"target {name!r:.60}: {name.partition('=')[0]} must be a number, got {text!r}") from None
 
 
 def check_channels(target: Target, channels: int) -> None:
