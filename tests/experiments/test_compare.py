@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from jlt.cli.compare import variants
 from jlt.data import encode
 from jlt.data.idx import Arrays
 from jlt.evaluation.records import Figure, Record, Value
@@ -20,8 +21,10 @@ from jlt.experiments.compare import (
     over_seeds,
     paired_differences,
     settled,
+    tokens_of,
 )
 from jlt.experiments.evaluate import Sampling
+from jlt.experiments.presets import PRESETS
 from jlt.processes import check_device
 from jlt.training import TrainConfig
 
@@ -78,6 +81,37 @@ def test_a_column_draws_the_mean_of_its_seeds_curves() -> None:
     figure = mean_figures(over_seeds(RUNS))["loss"]
     assert figure.lines["x"] == ([1, 2], pytest.approx([149 / 3, 155 / 3]))
     assert list(figure.lines) == ["x", "v"]
+
+
+def test_settings_joined_by_plus_vary_together_and_with_the_others_in_all_combinations() -> None:
+    assert variants(["target+loss_space=x+v,x+x,v+v", "seed=0,1"]) == [
+        {"target": target, "loss_space": space, "seed": seed}
+        for target, space in (("x", "v"), ("x", "x"), ("v", "v"))
+        for seed in (0, 1)
+    ]
+    assert variants(["latents=a+b"]) == [{"latents": "a+b"}]  # one name takes its value as it is
+
+
+@pytest.mark.parametrize("text", ["target+loss_space=x", "target+loss_space=x+v,v", "target+seed=x+0+1"])
+def test_settings_that_vary_together_take_a_value_each(text: str) -> None:
+    with pytest.raises(ValueError, match="2 settings take 2 values joined by"):
+        variants([text])
+
+
+def test_the_tokens_of_a_comparison_are_its_pairs_of_latents_and_patch_size() -> None:
+    def tokens(*vary: str) -> dict[tuple[Path, int], str]:
+        base, runs = PRESETS["digits"].config, tuple(variants(vary))
+        return tokens_of(Comparison(Path("a"), Path("out"), base, runs, Sampling(), "pixels"))
+
+    assert tokens("target=x,v") == {(Path("a"), 1): "the latents"}
+    assert tokens("patch_size=1,2", "seed=0,1") == {
+        (Path("a"), 1): "the latents in patches of 1",
+        (Path("a"), 2): "the latents in patches of 2",
+    }
+    assert tokens("latents+patch_size=white+1,pixels+8", "target=x,v") == {
+        (Path("white"), 1): "white in patches of 1",
+        (Path("pixels"), 8): "pixels in patches of 8",
+    }
 
 
 @given(st.lists(st.integers()), st.integers(1, 9))

@@ -45,8 +45,8 @@ def run(
         out: folder for runs, pictures and the record.
         config: settings that the runs share.
         sampling: how every run is sampled.
-        vary: settings in which runs differ, each as name=value,value; all combinations are run. latents=FOLDER,FOLDER
-            compares representations of the same images.
+        vary: settings in which runs differ, each as name=value,value; all combinations are run. Names joined by + go
+            together: target+loss_space=x+v,x+x,v+v. latents=FOLDER,FOLDER compares representations of the same images.
         extractor: features that distances are taken on: efficientnet-lite0, or pixels.
         tune: guidance scales; each run's best, found on other noise, makes a table of its own.
         tune_images: images a scale.
@@ -67,17 +67,29 @@ def run(
 
 
 def variants(vary: Sequence[str]) -> list[dict[str, Any]]:
-    """Turn name=value,value texts into the settings of each run: all combinations."""
-    hints, factors = typing.get_type_hints(TrainConfig) | {LATENTS: str}, []
+    """Turn name=value,value texts into the settings of each run: all combinations, names joined by + in step."""
+    factors = []
     for text in vary:
-        name, equals, values = text.partition("=")
+        names, equals, values = text.partition("=")
         if not equals or not values:
             raise ValueError(f"--vary takes name=value,value, got {text!r}")
+        factors.append([together(names.split("+"), value, text) for value in values.split(",")])
+    return [{name: value for part in each for name, value in part.items()} for each in itertools.product(*factors)]
+
+
+def together(names: Sequence[str], values: str, text: str) -> dict[str, Any]:
+    """Return the settings that one value of --vary stands for: several where it is joined by +, as their names are."""
+    hints = typing.get_type_hints(TrainConfig) | {LATENTS: str}
+    parts = values.split("+") if len(names) > 1 else [values]
+    if len(parts) != len(names):
+        raise ValueError(f"--vary {text}: {len(names)} settings take {len(names)} values joined by +, got {values!r}")
+    settings = {}
+    for name, value in zip(names, parts, strict=True):
         kind = files.choose("setting", name, hints)
         if kind not in (str, int, float):
             raise ValueError(f"setting {name!r} is a {kind}, only text and numbers can be varied")
         try:
-            factors.append([(name, kind(value)) for value in values.split(",")])
+            settings[name] = kind(value)
         except ValueError:
             raise ValueError(f"--vary {text}: {name} takes {kind.__name__} values") from None
-    return [dict(combination) for combination in itertools.product(*factors)]
+    return settings

@@ -246,8 +246,8 @@ def conclude(comparison: Comparison, kind: str, title: str) -> None:
         plain = tuple(dataclasses.replace(run, figures={}, pictures={}) for run in runs)
         sections += [paired_differences(groups), Record("runs", "Each run", {}, {}, parts=plain)]
     geometries = [
-        measure_geometry(open_latents(folder), comparison.base.patch_size, name=f"Geometry of {label}")
-        for folder, label in latents_of(comparison).items()
+        measure_geometry(open_latents(folder), patch_size, name=f"Geometry of {label}")
+        for (folder, patch_size), label in tokens_of(comparison).items()
     ]
     record = Record(
         kind=kind,
@@ -268,10 +268,16 @@ def conclude(comparison: Comparison, kind: str, title: str) -> None:
     records.write(record, out / "record.json")
 
 
-def latents_of(comparison: Comparison) -> dict[Path, str]:
-    """Return the folders of latents, and what each is called."""
-    folders = list(dict.fromkeys(comparison.data(variant) for variant in comparison.variants))
-    return {folder: "the latents" if len(folders) == 1 else folder.name for folder in folders}
+def tokens_of(comparison: Comparison) -> dict[tuple[Path, int], str]:
+    """Return the latents and patch sizes that the runs' tokens are made of, and what each pair is called."""
+    runs = comparison.variants
+    pairs = list(dict.fromkeys((comparison.data(run), comparison.config(run).patch_size) for run in runs))
+    folders, sizes = (set(each) for each in zip(*pairs, strict=True))
+    return {
+        (folder, size): (folder.name if len(folders) > 1 else "the latents")
+        + (f" in patches of {size}" if len(sizes) > 1 else "")
+        for folder, size in pairs
+    }
 
 
 def over_seeds(runs: Sequence[Record]) -> list[list[Record]]:
@@ -365,9 +371,7 @@ def loss_figures(
     """Return the figures of the training loss and of the held-out loss by time in x- and v-space."""
     middle = [(i + 0.5) / BINS for i in range(BINS)]
     figures = {
-        "training loss": Figure(
-            "Training loss, in the loss space that the runs share.", "step", "loss", curves, y_scale="log"
-        )
+        "training loss": Figure("Training loss, in each run's loss space.", "step", "loss", curves, y_scale="log")
     }
     for space, meaning in (("x", "the clean latent"), ("v", "the velocity")) if by_time else ():
         figures[f"held-out loss in {space}-space"] = Figure(
