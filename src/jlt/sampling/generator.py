@@ -282,8 +282,7 @@ def load(
     name = opened.resolve(weights)
     model = opened.load_model(weights).to(open_device(device)).eval().requires_grad_(False)
     if compile:
-        for block in model.blocks:  # one is compiled, and serves all
-            block.compile()
+        model.compile_blocks()
     names = header["latents"]["class_names"]
     representation = load_representation(opened.folder / "representation")
     if decoder is not None:
