@@ -22,6 +22,7 @@ from jlt.experiments.plots import grid
 from jlt.flow import target
 from jlt.sampling import Generator, Samples
 from jlt.training import View
+from jlt.training.config import at_least
 from jlt.training.metrics import tell
 
 FAR_NEARER = 0.5
@@ -56,11 +57,8 @@ class Watching:
     peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("gradient_norms_every", "samples_every", "distances_every", "neighbours_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.watch_images < 2:
-            raise ValueError(f"watch_images must be at least 2, got {self.watch_images}")
+        at_least(0, self, "gradient_norms_every", "samples_every", "distances_every", "neighbours_every")
+        at_least(2, self, "watch_images")
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise ValueError(f"peak_tflops must be above 0, got {self.peak_tflops}")
 

@@ -10,7 +10,9 @@ Three options come from JiT (arXiv 2511.13720) and are off unless asked for: a b
 class tokens in context, and dropout. Off, they leave no weight, no number and no cost.
 """
 
+import importlib
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -191,6 +193,14 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
         if self.class_position is not None:
             nn.init.normal_(self.class_position, std=0.02, generator=generator)
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks, which are alike, so that one compilation serves all."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, at its import
+            importlib.import_module("torch._inductor.compile_fx")
+        for block in self.blocks:
+            block.compile()
 
     def forward(
         self,

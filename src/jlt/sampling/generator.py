@@ -285,8 +285,7 @@ def load(
     target_of_network = known_target(header["target"])
     check_channels(target_of_network, model.config.shape[0])
     if compile:
-        for block in model.blocks:  # one is compiled, and serves all
-            block.compile()
+        model.compile_blocks()
     names = header["latents"]["class_names"]
     representation = load_representation(opened.folder / "representation")
     if decoder is not None:

@@ -15,6 +15,13 @@ MEASURED = ("auto", CHANNELS)  # targets that the latents decide: jlt.training.m
 MAY_CHANGE = ("steps", "save_every", "keep_last", "keep_every", "snapshot_every")
 
 
+def at_least(least: float, settings: object, *names: str) -> None:
+    """Raise a ValueError for the first of these fields of `settings` that is below `least`, or is no number."""
+    for name in names:
+        if not getattr(settings, name) >= least:
+            raise ValueError(f"{name} must be at least {least:g}, got {getattr(settings, name)}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; the defaults are the paper's recipe (paper, "Recipe") where it has one.
@@ -100,18 +107,14 @@ class TrainConfig:
             raise ValueError(f"target auto forecasts losses of one space for all channels, not {self.loss_space:.40}")
         files.choose("loss weight", self.loss_weight, WEIGHTS)
         files.choose("dtype", self.dtype, dict.fromkeys(DTYPES))
-        for name in ("steps", "batch_size", "patch_size", "save_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, self, "steps", "batch_size", "patch_size", "save_every", "keep_last")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in (
-            "warmup_steps", "decay_steps", "weight_decay", "held_out_every", "keep_every", "snapshot_every", "floor",
-            "seed", "bottleneck", "in_context_tokens", "in_context_start",
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        at_least(
+            0, self, "warmup_steps", "decay_steps", "weight_decay", "held_out_every", "keep_every", "snapshot_every",
+            "floor", "seed", "bottleneck", "in_context_tokens", "in_context_start",
+        )  # fmt: skip
         if not 0 < self.noise_scale < math.inf:
             raise ValueError(f"noise_scale must be above 0 and finite, got {self.noise_scale}")
         if not 0 <= self.dropout < 1:

@@ -39,7 +39,7 @@ from jlt.training.config import MAY_CHANGE, TrainConfig
 from jlt.training.held_out import held_out_losses
 from jlt.training.measured import settle
 from jlt.training.metrics import Metrics, OpenSink, fed, tell
-from jlt.training.parallel import PARALLEL, Engine, compile_blocks, recompute_blocks, share, tf32_products
+from jlt.training.parallel import PARALLEL, Engine, recompute_blocks, share, tf32_products
 from jlt.training.saving import Saver
 from jlt.training.step import Batch, draw_batch, make_optimizer, training_step
 from jlt.training.watching import Pace, View, Watcher, gradient_norms, is_due
@@ -134,7 +134,8 @@ def train(
             tell(header["target_reason"])
         config = settled(config, header["target"])
         stack.enter_context(tf32_products(tf32))
-        changes = [change for change, wanted in ((recompute_blocks, recompute), (compile_blocks, compile)) if wanted]
+        wishes = ((recompute_blocks, recompute), (Transformer.compile_blocks, compile))
+        changes = [change for change, wanted in wishes if wanted]
         stop = stack.enter_context(stop_signals(processes))
         state = start(config, data, run, base, where, processes, engine, changes)
         sink = processes.first(lambda: stack.enter_context(fed(sinks, run, header, state.step)))

@@ -6,8 +6,6 @@ is a function of its position, so only the order of summation depends on how man
 
 import contextlib
 import functools
-import importlib
-import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -39,15 +37,6 @@ def recompute_blocks(model: Transformer) -> None:
     for block in model.blocks:
         # dropout draws from no state, so there is none to restore
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-
-
-def compile_blocks(model: Transformer) -> None:
-    """Compile the blocks, which are alike, so that one compilation serves all."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, at its import
-        importlib.import_module("torch._inductor.compile_fx")
-    for block in model.blocks:
-        block.compile()
 
 
 @contextlib.contextmanager
