@@ -1,0 +1,160 @@
+"""The tables of docs/ablation.md: forecasts from the latents, and what was measured, from records of `jlt compare`.
+
+    python benchmarks/ablation.py forecast fm     # docs/records/ablation-forecast.json, from the latents in fm
+    python benchmarks/ablation.py tables          # docs/ablation.md, from docs/records/ablation-*.json
+
+The page's commands make the records; docs/records/ablation-STUDY.json is a comparison's record.json. A study without
+one has its cells marked. A forecast is the Frechet distance of samples, in units of the data's variance, of a denoiser
+that keeps half of a token's directions (jlt.flow.capacity), with the velocity loss and the paper's times; beside it, of
+how many ranks below the full one x is forecast before v. A difference is that of paired seeds with its 95 % interval,
+from the first row of the same latents, size and patch size.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jlt import files
+from jlt.data import open_latents
+from jlt.evaluation import records
+from jlt.evaluation.records import Record, Value
+from jlt.experiments.capacity import measure_capacity
+from jlt.experiments.compare import over_seeds, paired_differences
+from jlt.experiments.geometry import spectrum, token_moments
+
+DOCS = Path(__file__).parents[1] / "docs"
+NOT_RUN = "*not run yet*"
+WHAT = ("target", "loss_space")  # rows that differ in these alone are compared with each other
+HEAD = ("FD (EfficientNet-Lite0)", "class agreement", "FD minus the first's", "forecast", "ranks", "paper, FID")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: the settings of a comparison's runs, the latents and patch size, the paper's figure."""
+
+    settings: Mapping[str, Any]
+    latents: str = "kept-32"
+    patch_size: int = 1
+    paper: str = ""
+
+
+LOSSES = (("x", "v"), ("x", "x"), ("v", "v"), ("eps", "v"))
+PAPER = {1: ("2.84", "2.38", "6.56", ""), 2: ("14.81", "12.78", "28.71", "")}
+STUDIES = {
+    f"patch-{size}": tuple(
+        Row({"target": target, "loss_space": space}, patch_size=size, paper=paper)
+        for (target, space), paper in zip(LOSSES, PAPER[size], strict=True)
+    )
+    for size in PAPER
+} | {
+    "representations": tuple(
+        Row({"latents": name, "patch_size": size, "target": target}, name, size)
+        for name, size in (("white", 1), ("pixels", 8))
+        for target in "xv"
+    ),
+    "widths": tuple(
+        Row({"size": size, "target": target}) for size in ("4x64x2", "4x128x4", "4x256x8") for target in "xv"
+    ),
+    "kept": tuple(
+        Row({"latents": f"kept-{k}", "target": target}, f"kept-{k}") for k in (8, 16, 32, 64) for target in "xv"
+    ),
+}
+
+
+def forecast(latents: Path, patch_size: int) -> Record:
+    """Forecast each target's samples for tokens of these latents at half of their directions."""
+    eigenvalues = spectrum(token_moments(open_latents(latents), patch_size)[1])
+    dimension = len(eigenvalues)
+    found = measure_capacity(eigenvalues, dimension // 2)
+    values = {part.name: part.values["Frechet distance / variance"] for part in found.parts}
+    x, v = (found.figures["samples"].lines[name][1][1:] for name in "xv")
+    values["ranks with x before v"] = Value(sum(a < b for a, b in zip(x, v, strict=True)))
+    settings = {"latents": latents.name, "patch_size": patch_size, "directions": dimension}
+    return Record("forecast", f"{latents.name} in patches of {patch_size}", values, settings)
+
+
+def table(rows: Sequence[Row], record: Record | None, forecasts: Record | None) -> str:
+    """Return a study's table in Markdown."""
+    lines = [[*rows[0].settings, *HEAD], ["---"] * (len(rows[0].settings) + len(HEAD))]
+    for row in rows:
+        cells = list(map(str, row.settings.values()))
+        cells += [NOT_RUN] * 3 if record is None else measured(record, rows, row)
+        lines.append([*cells, *forecast_of(forecasts, row), row.paper])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def measured(record: Record, rows: Sequence[Row], row: Row) -> list[str]:
+    """Return a row's distance, class agreement, and paired difference."""
+    first = next(each for each in rows if without(each) == without(row))
+    groups = [group_of(record, each) for each in (first, row)]
+    (column,) = [part for part in record.parts if part.kind == "evaluate" and fits(part, row)]
+    name = next(name for name in column.values if name.startswith("FD"))
+    cells = [str(column.values.get(key, "")) for key in (name, "class agreement")]
+    if row == first:
+        return [*cells, ""]
+    values = next((part.values for part in paired_differences(groups).parts), {})
+    ends = [values.get(f"difference in {name}{end}") for end in ("", ", 95 % from", ", 95 % to")]
+    if None in ends:  # one seed, or the same difference in every pair
+        return [*cells, "no spread"]
+    mean, low, high = (end.value for end in ends if end)
+    return [*cells, f"{mean:.3g} ({low:.3g} to {high:.3g})"]
+
+
+def group_of(record: Record, row: Row) -> list[Record]:
+    """Return the runs of a row, one a seed."""
+    runs = [run for part in record.parts if part.kind == "runs" for run in part.parts if fits(run, row)]
+    return over_seeds(runs)[0] if runs else [part for part in record.parts if fits(part, row)]
+
+
+def fits(part: Record, row: Row) -> bool:
+    return {name: part.settings.get(name) for name in row.settings} == dict(row.settings)
+
+
+def without(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.settings.items() if name not in WHAT}
+
+
+def forecast_of(forecasts: Record | None, row: Row) -> list[str]:
+    """Return the forecast of a row's target, and of how many ranks x comes before v."""
+    wanted = (row.latents, row.patch_size)
+    for part in forecasts.parts if forecasts else ():
+        if (part.settings["latents"], part.settings["patch_size"]) == wanted:
+            value = part.values[row.settings["target"]].value
+            ranks = f"{part.values['ranks with x before v'].value} of {part.settings['directions'] - 1}"
+            return [f"{value:.3f}" if value < 1000 else "> 1000", ranks]
+    return [NOT_RUN] * 2
+
+
+def filled(page: str, folder: Path) -> str:
+    """Return the page with every table made anew from the records in a folder."""
+    paths = {name: folder / f"ablation-{name}.json" for name in (*STUDIES, "forecast")}
+    found = {name: records.read(path) if path.is_file() else None for name, path in paths.items()}
+
+    def block(match: re.Match[str]) -> str:
+        rows = files.choose("study", match[1], STUDIES)
+        return f"<!-- table {match[1]} -->\n{table(rows, found[match[1]], found['forecast'])}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the forecasts' record, or the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["forecast", "tables"])
+    parser.add_argument("latents", type=Path, nargs="?", default=Path("fm"))
+    options = parser.parse_args()
+    if options.what == "forecast":
+        pairs = dict.fromkeys((row.latents, row.patch_size) for rows in STUDIES.values() for row in rows)
+        parts = tuple(forecast(options.latents / name, size) for name, size in pairs)
+        record = Record("forecasts", "Forecasts of the ablation", {}, {}, parts=parts)
+        command = f"python benchmarks/ablation.py forecast {options.latents.name}"
+        records.write(replace(record, command=command), DOCS / "records" / "ablation-forecast.json")
+    page = DOCS / "ablation.md"
+    files.write_bytes(page, filled(page.read_text(), DOCS / "records").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The page of the ablation says what the records say."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jlt.cli import main
+from jlt.cli.compare import variants
+from jlt.evaluation import records
+from jlt.experiments.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ablation() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "benchmarks" / "ablation.py"))
+
+
+def test_the_tables_of_the_page_are_those_of_the_records(ablation: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "ablation.md").read_text()
+    assert ablation["filled"](page, ROOT / "docs" / "records") == page
+    assert all(f"<!-- table {study} -->" in page for study in ablation["STUDIES"])
+
+
+def test_the_commands_of_the_page_make_the_rows_of_its_tables(ablation: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "ablation.md").read_text().replace("\\\n", " ")
+    for study, rows in ablation["STUDIES"].items():
+        command = next(line for line in page.splitlines() if f" fm/{study} " in line)
+        vary = command.split("--vary ")[1].split(" --")[0].split()
+        runs = [{**run, "latents": Path(run.get("latents", "")).name} for run in variants(vary)]
+        for row in rows:
+            assert sum(row.settings.items() <= run.items() for run in runs) == 3, (study, row)  # seeds
+        assert len(runs) == 3 * len(rows)
+        assert all(hasattr(PRESETS["fashion"].config, name) for name in {*rows[0].settings} - {"latents"})
+
+
+def test_a_comparison_fills_its_table_with_means_and_paired_differences(
+    ablation: dict[str, Any], tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    for name, array in {
+        "images-idx3": generator.integers(0, 256, (60, 28, 28), dtype=np.uint8),
+        "labels-idx1": np.arange(60, dtype=np.uint8) % 10,
+    }.items():
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+        (tmp_path / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
+    latents, out = tmp_path / "kept-32", tmp_path / "out"
+    encode = ["encode", f"idx:{tmp_path}", str(latents), "--stride", "8", "--channels", "32", "--num-held-out", "20"]
+    assert main(encode) == 0
+    tiny = ["--base.size", "1x32x2", "--base.steps", "2", "--base.batch-size", "4", "--base.held-out-every", "0"]
+    sampling = ["--sampling.num-images", "10", "--sampling.steps", "2", "--extractor", "pixels"]
+    vary = ["--vary", "target+loss_space=x+v,x+x,v+v,eps+v", "seed=0,1"]
+    assert main(["compare", "fashion", str(latents), str(out), *tiny, *sampling, *vary]) == 0
+    record = records.read(out / "record.json")
+    forecasts = records.Record("forecasts", "", {}, {}, parts=(ablation["forecast"](latents, 1),))
+    *_, x, x_own, v, eps = ablation["table"](ablation["STUDIES"]["patch-1"], record, forecasts).splitlines()
+    columns = [part for part in record.parts if part.kind == "evaluate"]
+    for line, column in zip((x, x_own, v, eps), columns, strict=True):
+        assert f" {column.values['FD (pixels)']} |" in line
+    assert x.startswith("| x | v |")
+    (runs,) = [part for part in record.parts if part.kind == "runs"]
+    found = {tuple(run.settings.values()): run.values["FD (pixels)"].value for run in runs.parts}
+    assert list(runs.parts[0].settings) == ["loss_space", "seed", "target"]
+    difference = sum(found["v", seed, "v"] - found["v", seed, "x"] for seed in (0, 1)) / 2
+    assert f" {difference:.3g} (" in v
+    forecast = forecasts.parts[0].values["v"].value
+    assert f" {forecast:.3f} |" in v
+    missing = ablation["table"](ablation["STUDIES"]["patch-1"], None, None)
+    assert missing.count(ablation["NOT_RUN"]) == 4 * 5
