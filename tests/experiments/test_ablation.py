@@ -51,7 +51,18 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     latents, out = tmp_path / "kept-32", tmp_path / "out"
     encode = ["encode", f"idx:{tmp_path}", str(latents), "--stride", "8", "--channels", "32", "--num-held-out", "20"]
     assert main(encode) == 0
-    tiny = ["--base.size", "1x32x2", "--base.steps", "2", "--base.batch-size", "4", "--base.held-out-every", "0"]
+    tiny = [
+        "--base.size",
+        "1x32x2",
+        "--base.steps",
+        "4",
+        "--base.warmup-steps",
+        "1",
+        "--base.batch-size",
+        "4",
+        "--base.held-out-every",
+        "0",
+    ]
     sampling = ["--sampling.num-images", "10", "--sampling.steps", "2", "--extractor", "pixels"]
     vary = ["--vary", "target+loss_space=x+v,x+x,v+v,eps+v", "seed=0,1"]
     assert main(["compare", "fashion", str(latents), str(out), *tiny, *sampling, *vary]) == 0
@@ -60,10 +71,10 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     *_, x, x_own, v, eps = ablation["table"](ablation["STUDIES"]["patch-1"], record, forecasts).splitlines()
     columns = [part for part in record.parts if part.kind == "evaluate"]
     for line, column in zip((x, x_own, v, eps), columns, strict=True):
-        assert f" {column.values['FD (pixels)']} |" in line
+        assert f" {column.values['FD (pixels 8 x 8)']} |" in line
     assert x.startswith("| x | v |")
     (runs,) = [part for part in record.parts if part.kind == "runs"]
-    found = {tuple(run.settings.values()): run.values["FD (pixels)"].value for run in runs.parts}
+    found = {tuple(run.settings.values()): run.values["FD (pixels 8 x 8)"].value for run in runs.parts}
     assert list(runs.parts[0].settings) == ["loss_space", "seed", "target"]
     difference = sum(found["v", seed, "v"] - found["v", seed, "x"] for seed in (0, 1)) / 2
     assert f" {difference:.3g} (" in v
