@@ -1,19 +1,24 @@
 """The pages: every command is understood, snippets run, links lead somewhere, and the API names what is public."""
 
+import contextlib
 import functools
 import importlib
 import inspect
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from tests.test_package import ROOMS
 
+from jlt import files
 from jlt.cli import MODULES, main
 from jlt.experiments.doctor import synthetic_latents
 from jlt.experiments.presets import PRESETS, Expected
@@ -59,6 +64,102 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("command", FOUND)
 def test_a_command_of_the_pages_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     understood(command, monkeypatch)
+
+
+NOT_RUN = {  # what a command holds: why it is not run here
+    "doctor --train jlt-b-1": "a rehearsal of the full size on a GPU",
+    "--minutes": "a minute's training; tests/experiments/test_doctor.py has a shorter one",
+    "--representation flux2": "the weights of FLUX.2 come in no package",
+    "dinov2": "nor do those of DINOv2",
+    "cuda:3": "four GPUs; tests/experiments/test_compare.py has two processes",
+    "$SLURM": "the jobs of an array; tests/experiments/test_compare.py has their shares",
+    "app": "a page that is served until it is stopped; tests/experiments/test_app.py has a browser",
+    "--license": "an upload to the Hub; --to writes the same folder",
+    "--compile": "minutes of compiling; tests/sampling/test_compiled.py",
+}
+TRAINING = {"size": "4x32x2", "steps": "4", "batch-size": "4", "warmup-steps": "1", "save-every": "4"}
+FEW = ["--num", "4", "--steps", "2"]
+SMALLER = {  # a later option goes before an earlier one
+    "encode": ["--num-held-out", "10"],
+    "train": [f"--{name}={value}" for name, value in {**TRAINING, "decay-steps": "0", "held-out-every": "4"}.items()],
+    "compare": [f"--base.{name}={value}" for name, value in TRAINING.items()]
+    + ["--sampling.num-images", "10", "--sampling.steps", "2", "--extractor", "pixels"],
+    "evaluate": [*FEW, "--extractor", "pixels"],
+    "reference": ["--extractor", "pixels"],
+    "sweep": [*FEW, "--full", "4", "--scale", "1", "2", "--interval", "0", "1", "--extractor", "pixels"],
+    "sample": FEW,
+    "interpolate": ["--steps", "2"],
+    "invert": FEW,
+}
+WORDS = {
+    "cuda": "cpu", "256": "64", "5000": "2", "seed=0,1,2": "seed=0,1", "VIRTUAL_imagenet256_labeled.npz": "REF.npz",
+    "step-00001000": "step-00000004", "step-00000400": "step-00000004", "step-00200000": "step-00000002",
+}  # fmt: skip
+MADE = {  # what a command makes, by its words; it is not there before
+    "encode": "{1}", "reference": "{1}", "train": "{2}", "compare": "{2}", "export": "{1}", "sample": "{1}",
+    "evaluate": "{0}/evaluation", "sweep": "{0}/sweep",
+}  # fmt: skip
+
+
+def smaller(command: str) -> str:
+    """Return a command that does the same with small numbers."""
+    name, *words = command.split()
+    words = ["/".join(WORDS.get(part, part) for part in word.split("/")) for word in words]
+    return " ".join([name, *words, *([] if "--dry-run" in words else SMALLER.get(name, []))])
+
+
+RUN_HERE = list(dict.fromkeys(smaller(command) for command in FOUND if not any(part in command for part in NOT_RUN)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, and all that the pages have made in earlier commands, small."""
+    world = tmp_path_factory.mktemp("world")
+    generator = np.random.default_rng(0)
+    photographs = ("imagenet/train/tench", "imagenet/train/goldfish")
+    for folder in (*(f"photos/{k}" for k in range(10)), "emoji/faces", "emoji/flags", *photographs):
+        (world / folder).mkdir(parents=True)
+        for i in range(40 if "emoji" in folder else 4):
+            side = 256 if folder in photographs else 64
+            pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(world / folder / f"{i}.png")
+    for name in ("mine", "pictures"):
+        (world / name).symlink_to(world / "photos")
+    with contextlib.chdir(world):
+        small = "--image-size 64 --stride 16 --channels 16 --mirrored --num-held-out 20"
+        averages = "--ema-decays 0.9996 0.9 --ema-lengths 0.05 0.1 --snapshot-every 2"
+        for command in (
+            f"encode photos latents {small}",
+            smaller(f"train small latents run {averages}"),
+            smaller("sample run samples --format tar"),
+            "reference latents REF.npz --extractor pixels",
+            smaller("evaluate run latents"),
+        ):
+            assert main(command.split()) == 0
+        Path("samples", "images.tar").rename("samples.tar")
+        np.savez("samples.npz", arr_0=generator.integers(0, 256, (12, 64, 64, 3), dtype=np.uint8))
+        files.remove(Path("samples"))
+        shutil.copy("REF.npz", "reference.npz")
+        for name in ("RUN", "runs/jlt-b-1", "qs/runs/x", "qs/runs/v"):
+            shutil.copytree("run", name)
+        for name in ("RUN/sweep", "out", "geo"):
+            shutil.copytree("run/evaluation", name)
+        for name in ("qs/latents", "mine-latents", "flags"):
+            Path(name).symlink_to(world / "latents")
+    return world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUN_HERE)
+def test_a_command_of_the_pages_does_its_work(
+    command: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world, tmp_path / "here", symlinks=True)
+    monkeypatch.chdir(tmp_path / "here")
+    name, *words = command.split()
+    if name in MADE and "--dry-run" not in words and (made := Path(MADE[name].format(*words))).exists():
+        files.remove(made)
+    assert main([name, *words]) == 0
 
 
 def snippets(path: Path) -> list[str]:

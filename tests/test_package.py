@@ -1,6 +1,7 @@
 """The package: it builds, installs with what it promises, and keeps its rooms in order."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ["flow", "nn", "data", "sampling", "training", "evaluation", "experiments", "cli"]
@@ -64,15 +67,25 @@ def test_optional_packages_are_imported_only_where_they_are_used(path: Path) -> 
     assert not used & OPTIONAL
 
 
-@pytest.mark.slow
-def test_wheel_and_sdist_build_and_the_wheel_runs_with_the_core_packages_alone(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"  # where no earlier build has left anything
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel and the sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    copy = folder / "copy"  # where no earlier build has left anything
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
-    build = f"from setuptools.build_meta import *; build_sdist({str(tmp_path)!r}); build_wheel({str(tmp_path)!r})"
+    build = f"from setuptools.build_meta import *; build_sdist({str(folder)!r}); build_wheel({str(folder)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
-    (wheel,), (sdist,) = tmp_path.glob("jlt-*.whl"), tmp_path.glob("jlt-*.tar.gz")
+    (wheel,), (sdist,) = folder.glob("jlt-*.whl"), folder.glob("jlt-*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_build_and_the_wheel_runs_with_the_core_packages_alone(
+    built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wheel, sdist = built
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = [name for name in names if name.endswith("METADATA")]
@@ -92,6 +105,42 @@ def test_wheel_and_sdist_build_and_the_wheel_runs_with_the_core_packages_alone(t
     assert "quickstart" in done.stdout
     assert len(list((tmp_path / "samples").glob("0*.png"))) == 2
     assert "pip install 'jlt[evaluation]'" in done.stderr  # what is missing is one line
+
+
+@pytest.mark.slow
+def test_an_empty_environment_needs_the_wheel_alone_to_make_images(built: tuple[Path, Path], tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    program = tmp_path / "venv" / "bin"
+    pip = [program / "python", "-m", "pip", "--quiet", "install", "-c", ROOT / "constraints.txt", built[0]]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if "No matching distribution" in done.stderr:
+        pytest.skip(f"not run: no index has the packages: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    found = (
+        f"import importlib.util as u; print([name for name in {sorted(OPTIONAL - {'fsspec'})} if u.find_spec(name)])"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [program / command[0], *command[1:]], cwd=tmp_path, env=clean, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("python", "-c", found) == "[]\n"  # fsspec comes with PyTorch
+    (tmp_path / "photos").mkdir()
+    for k in range(12):
+        pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{k:02d}.png")
+    for command in (
+        "encode photos latents --image-size 32 --stride 8 --num-held-out 4",
+        "train small latents run --size 1x32x2 --steps 2 --batch-size 2",
+        "sample run samples --num 2 --steps 2",
+    ):
+        run("jlt", *command.split())
+    assert len(list((tmp_path / "samples").glob("0*.png"))) == 2
+    assert "torch" in run("jlt", "doctor").lower()
 
 
 CLEAN = """
