@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import itertools
 import re
 import shlex
 import shutil
@@ -76,6 +77,7 @@ NOT_RUN = {  # what a command holds: why it is not run here
     "app": "a page that is served until it is stopped; tests/experiments/test_app.py has a browser",
     "--license": "an upload to the Hub; --to writes the same folder",
     "--compile": "minutes of compiling; tests/sampling/test_compiled.py",
+    " fm/": "the ablation's data set may not be installed; tests/experiments/test_ablation.py has a small one",
 }
 TRAINING = {"size": "4x32x2", "steps": "4", "batch-size": "4", "warmup-steps": "1", "save-every": "4"}
 FEW = ["--num", "4", "--steps", "2"]
@@ -144,6 +146,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree("run", name)
         for name in ("RUN/sweep", "out", "geo"):
             shutil.copytree("run/evaluation", name)
+        for seed, target in itertools.product(range(3), ("x", "k=0.25", "v")):
+            shutil.copytree("run", f"out/runs/{seed}-{target}")
         for name in ("qs/latents", "mine-latents", "flags"):
             Path(name).symlink_to(world / "latents")
     return world
