@@ -221,6 +221,7 @@ def test_two_visitors_at_once_each_get_their_own_and_a_bad_wish_is_refused(
         for shown, name in zip(grids(page), runs, strict=True):
             assert np.array_equal(shown, expected_grid(runs[name], seed))
     fill(pages[0], "steps", 101)
+    pages[0].wait(READY)
     pages[0].run(SAMPLE)
     pages[0].wait("document.body.innerText.includes('steps must be in [1, 100], got 101')")
     pages[0].wait(READY)  # a refused wish leaves it, too

@@ -89,8 +89,9 @@ def build(runs: Mapping[str, Path], limits: Limits, figures: Mapping[str, Figure
         start.click(lambda: gr.Button(interactive=False), None, start, **quick)
         # one key for all: sampling is what takes the machine's time, whoever asks
         going = start.click(sample, fields, [*shown, progress], concurrency_limit=1, api_name="sample")
-        going.then(lambda: gr.Button(interactive=True), None, start, **quick)
-        stop.click(lambda: "stopped", None, progress, cancels=[going], **quick)
+        going.then(lambda: gr.Button(interactive=True), None, start, **quick)  # not called after an error
+        going.failure(lambda: (gr.Button(interactive=True), "stopped"), None, [start, progress], **quick)
+        stop.click(None, cancels=[going], **quick)
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
