@@ -5,7 +5,7 @@
 set -euo pipefail
 photos=$1 out=$2
 jlt encode "$photos" "$out/latents" --image-size 64 --num-held-out 200 --mirrored
-jlt latents show "$out/latents"
+jlt latents show "$out/latents" --out "$out/latents.png"
 jlt train small "$out/latents" "$out/run" --flip --samples-every 1000 --held-out-every 1000
 jlt sample "$out/run" "$out/samples" --num 64
 jlt evaluate "$out/run" "$out/latents"
