@@ -7,10 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from tests.latents import encode_noise
 
 from jlt.cli.compare import variants
-from jlt.data import encode
-from jlt.data.idx import Arrays
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
 from jlt.experiments.compare import (
@@ -147,9 +146,7 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_made(tmp_path: 
 
 
 def test_auto_is_settled_before_the_runs_begin_and_a_run_that_is_there_already_is_made_once(tmp_path: Path) -> None:
-    images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    source = Arrays("mnist", images, torch.arange(40).numpy() % 4, ("a", "b", "c", "d"), "test")
-    encode(source, tmp_path / "latents", stride=2, num_held_out=10)
+    encode_noise(tmp_path / "latents")
     variants = tuple({"target": name, "seed": seed} for name in ("auto", "x", "v") for seed in (0, 1))
 
     def compared(variants: tuple[dict[str, object], ...], target: str = "x") -> Comparison:

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.latents import encode_noise
 
 from jlt import files
 from jlt.cli import main
-from jlt.data import encode, open_latents
-from jlt.data.idx import Arrays
+from jlt.data import open_latents
 from jlt.evaluation.records import Value
 from jlt.experiments.curves import PATH, Curve, known_curve
 from jlt.experiments.presets import DIGITS
@@ -40,11 +40,7 @@ DRAW = Drawing(steps=2, batch_size=7)
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("latents") / "latents"
-    images = torch.randint(0, 256, (80, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    encode(Arrays("mnist", images, torch.arange(80).numpy() % 4, ("a", "b", "c", "d"), "test"), folder, stride=2,
-           num_held_out=20)  # fmt: skip
-    return folder
+    return encode_noise(tmp_path_factory.mktemp("latents") / "latents", 80, num_held_out=20)
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from tests.latents import encode_noise
 
 from jlt import files
 from jlt.cli import main
-from jlt.data import encode
-from jlt.data.idx import Arrays
 from jlt.nn import checkpoint
 from jlt.training import TrainConfig, train
 
@@ -24,11 +22,7 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("latents") / "latents"
-    images = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    source = Arrays("mnist", images, torch.arange(20).numpy() % 2, ("a", "b"), "test")
-    encode(source, folder, stride=4, num_held_out=4)
-    return folder
+    return encode_noise(tmp_path_factory.mktemp("latents") / "latents", 20, "ab", stride=4, num_held_out=4)
 
 
 def outcome(run: Path) -> dict[str, str]:

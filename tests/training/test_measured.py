@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.latents import encode_noise
 
-from jlt.data import encode, open_latents
+from jlt.data import open_latents
 from jlt.data.covariance import Sample, token_moments
-from jlt.data.idx import Arrays
 from jlt.flow import TARGETS, capacity, convert, geometry, target
 from jlt.flow.targets import CHANNELS
 from jlt.nn import checkpoint
@@ -25,11 +25,7 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("latents") / "latents"
-    images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    source = Arrays("mnist", images, torch.arange(40).numpy() % 4, ("a", "b", "c", "d"), "test")
-    encode(source, folder, stride=2, num_held_out=10)
-    return folder
+    return encode_noise(tmp_path_factory.mktemp("latents") / "latents")
 
 
 def whole(folder: Path) -> torch.Tensor:

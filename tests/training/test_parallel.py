@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.latents import encode_noise
 
 from jlt import files
-from jlt.data import encode
-from jlt.data.idx import Arrays
 from jlt.nn import Transformer, checkpoint
 from jlt.processes import Processes
 from jlt.training import TrainConfig, read_metrics, train
@@ -58,11 +57,7 @@ print(json.dumps([forked(count, lambda rank: work(rank, *job)) for count, *job i
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("latents") / "latents"
-    images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    source = Arrays("mnist", images, torch.arange(40).numpy() % 4, ("a", "b", "c", "d"), "test")
-    encode(source, folder, stride=2, num_held_out=10)
-    return folder
+    return encode_noise(tmp_path_factory.mktemp("latents") / "latents")
 
 
 def job(

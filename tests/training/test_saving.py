@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.latents import encode_noise
 
 from jlt import files
-from jlt.data import encode
-from jlt.data.idx import Arrays
 from jlt.nn import checkpoint
 from jlt.training import TrainConfig, read_metrics, train
 
@@ -28,11 +27,7 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("latents") / "latents"
-    images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    encode(Arrays("mnist", images, torch.arange(40).numpy() % 4, ("a", "b", "c", "d"), "test"), folder, stride=2,
-           num_held_out=10)  # fmt: skip
-    return folder
+    return encode_noise(tmp_path_factory.mktemp("latents") / "latents")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.latents import encode_noise
 
 from jlt import files
 from jlt.data import encode, open_latents
@@ -27,11 +28,7 @@ CONFIG = TrainConfig(
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("latents") / "latents"
-    images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    source = Arrays("mnist", images, torch.arange(40).numpy() % 4, ("a", "b", "c", "d"), "test")
-    encode(source, folder, stride=2, num_held_out=10, mirrored=True)
-    return folder
+    return encode_noise(tmp_path_factory.mktemp("latents") / "latents", mirrored=True)
 
 
 def contents(run: Path) -> dict[str, str]:

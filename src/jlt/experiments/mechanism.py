@@ -11,7 +11,6 @@ of these. Below 1 the samples lack what the direction says of the data, above 1 
 Runs that differ in nothing but their seed count as one, with mean and standard deviation.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor
 from jlt import flow
 from jlt.data import Latents
 from jlt.data.covariance import patches
-from jlt.evaluation.records import Figure, Record, Value
+from jlt.evaluation.records import Figure, Record, Value, mean_and_spread
 from jlt.experiments.capacity import THIRDS
 from jlt.flow import geometry, random
 from jlt.flow.random import Stream
@@ -132,7 +131,7 @@ def measure_mechanism(
             y_scale="log",
         )  # fmt: skip
         values |= {
-            f"{name} over {first}, {which} variances, t = {t:g}": summary(found[:, TIMES.index(t)])
+            f"{name} over {first}, {which} variances, t = {t:g}": mean_and_spread(found[:, TIMES.index(t)].tolist())
             for which, found in ratios.items()
             for t in COMPARED
         }
@@ -147,14 +146,14 @@ def measure_mechanism(
                 kind="run",
                 name=name,
                 values={
-                    f"error / closed form, {which} variances, t = {t:g}": summary(
-                        e[:, TIMES.index(t)].sum(1) / c[TIMES.index(t)].sum()
+                    f"error / closed form, {which} variances, t = {t:g}": mean_and_spread(
+                        (e[:, TIMES.index(t)].sum(1) / c[TIMES.index(t)].sum()).tolist()
                     )
                     for t in SHOWN
                     for which, e, c in zip(THIRDS, error.tensor_split(3, 2), closed.tensor_split(3, 1), strict=True)
                 }
                 | {
-                    f"variance of samples / of data, {which} variances": summary(found.mean(1))
+                    f"variance of samples / of data, {which} variances": mean_and_spread(found.mean(1).tolist())
                     for which, found in zip(THIRDS, variances[name].tensor_split(3, 1), strict=True)
                 },
                 settings={"target": runs[name][0].target.short, "step": runs[name][0].header["step"]},
@@ -170,12 +169,6 @@ def ratio(error: Float[Tensor, "s t d"], reference: Float[Tensor, "r t d"]) -> l
     if len(error) != len(reference):
         error, reference = error.mean(0, keepdim=True), reference.mean(0, keepdim=True)
     return [e.sum(2) / r.sum(2) for e, r in zip(error.tensor_split(3, 2), reference.tensor_split(3, 2), strict=True)]
-
-
-def summary(found: Float[Tensor, " s"]) -> Value:
-    """Return the mean and standard deviation over seeds."""
-    numbers = found.tolist()
-    return Value(statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
 
 def of_seeds(runs: Sequence[Generator]) -> str:

@@ -18,6 +18,7 @@ from jlt.data.hub import find_checkpoint, one_line, parse
 from jlt.evaluation import records
 from jlt.evaluation.records import Record
 from jlt.experiments.report import format_value
+from jlt.flow.targets import short_name
 from jlt.nn import checkpoint
 
 
@@ -110,7 +111,6 @@ def card(
 ) -> str:
     """Return the model card: Markdown below the Hub's YAML."""
     header, config = opened.header, opened.config
-    predicts = header["target"].partition(":")[0]
     training, classes = header.get("training", {}), header["latents"]["class_names"]
     chosen = names[0].replace("power-", "power=")
     first = "" if any(name.startswith("ema") for name in names) else f', weights="{chosen}"'
@@ -125,9 +125,9 @@ def card(
         "",
         f"# {header['name']}",
         "",
-        f"A latent diffusion Transformer that predicts `{predicts}`, {kind}: {num_parameters:,} parameters, "
-        f"latents of {' x '.join(map(str, config.shape))}, step {opened.step:,} of its training with "
-        "[jlt](https://arxiv.org/abs/2605.27102).",
+        f"A latent diffusion Transformer that predicts `{short_name(header['target'])}`, {kind}: "
+        f"{num_parameters:,} parameters, latents of {' x '.join(map(str, config.shape))}, step {opened.step:,} of its "
+        "training with [jlt](https://arxiv.org/abs/2605.27102).",
         "",
         "```python",
         "import jlt",

@@ -48,7 +48,12 @@ class Target:
     @property
     def short(self) -> str:
         """The name without measured numbers."""
-        return self.name.partition(":")[0]
+        return short_name(self.name)
+
+
+def short_name(name: str) -> str:
+    """Return a target's name without measured numbers."""
+    return name.partition(":")[0]
 
 
 def _constant(name: str, c_x: float, c_eps: float) -> Target:

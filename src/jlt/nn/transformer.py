@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jlt.flow import random
+from jlt.flow.targets import short_name
 
 EPS = 1e-6  # of every RMSNorm
 BOUNDS = {  # far above any model, and low enough that a file cannot ask for the impossible
@@ -129,7 +130,7 @@ class TransformerConfig:
 
 def model_name(target: str, config: TransformerConfig) -> str:
     """Return the model's one name, for instance `JLT-B/1` (x), `DiT-B/1` (v), `eps-B/1`, or `JLT-4x128/2`."""
-    target = target.partition(":")[0]  # measured numbers are no part of a name
+    target = short_name(target)
     family = {"x": "JLT", "v": "DiT"}.get(target, target)
     shape = (config.depth, config.hidden_size, config.num_heads)
     size = next((name for name, row in SIZES.items() if row == shape), f"{config.depth}x{config.hidden_size}")

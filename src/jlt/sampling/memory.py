@@ -80,11 +80,10 @@ def fitting_batch_size(
         if (out / HEADER).is_file():
             return int(files.read_json(out / HEADER)["batch_size"])
         one = dataclasses.replace(how, steps=min(how.steps, 4), batch_size=1)
+        first = dataclasses.replace(one, steps=1)  # loads a decoder's weights
         # a compiler that meets a dispatch mode gives the code up, and all later batches would run uncompiled
         with torch.compiler.set_stance("force_eager"):
-            generator.sample(
-                [0], **vars(dataclasses.replace(one, steps=1)), progress=False
-            )  # loads a decoder's weights
+            generator.sample([0], **vars(first), progress=False)
             taken = peak_bytes(lambda: generator.sample([0], **vars(one), progress=False))
         device = next(generator.model.parameters()).device
         sharers = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of one memory
