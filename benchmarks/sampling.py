@@ -28,6 +28,7 @@ from jlt.sampling import Generator
 from jlt.training import TrainConfig
 
 SCALE, FLOOR = 2.9, 0.05
+PAPERS = {"solver": "heun", "grid": "uniform", "scale": SCALE}  # how the paper samples
 
 
 def plain(generator: Generator, noise: Tensor, label: Tensor, steps: int) -> Tensor:
@@ -87,7 +88,7 @@ def compare(generator: Generator, batch_size: int, options: argparse.Namespace) 
     passes = generator.passes()
 
     def ours(interval: tuple[float, float] = (0.0, 1.0)) -> Tensor:
-        how = {"scale": SCALE, "interval": interval, "steps": steps, "batch_size": batch_size}
+        how = PAPERS | {"interval": interval, "steps": steps, "batch_size": batch_size}
         return generator.sample(label.cpu(), noise=noise, progress=False, **how).latents
 
     def loop() -> Tensor:
@@ -117,7 +118,7 @@ def compare(generator: Generator, batch_size: int, options: argparse.Namespace) 
     )
     if batch_size == options.batch_sizes[0]:
         counts = [
-            generator.sample([0], scale=SCALE, interval=low, steps=50, progress=False).network_passes
+            generator.sample([0], **PAPERS, interval=low, steps=50, progress=False).network_passes
             for low in ((0.0, 1.0), (0.1, 1.0))
         ]
         print(f"skipping, apart: {counts[1]} passes for {counts[0]} where 0.1 < t < 1, Heun in 50 steps")

@@ -66,7 +66,7 @@ def test_a_run_scores_what_its_stored_images_score(run: Path, real: Path, tmp_pa
     expected = measure(images, against, Pixels(8))["FD (pixels 8 x 8)"].value
     found = values(path)
     assert found["FD (pixels 8 x 8)"].value == pytest.approx(expected, rel=1e-9)
-    assert (found["evaluations"].value, found["network passes"].value) == (3, 5)  # t = 0 is unguided
+    assert (found["evaluations"].value, found["network passes"].value) == (2, 3)  # t = 0 is unguided
     assert found["FD (pixels 8 x 8), over fifths of 6"].count == 5
 
 
@@ -77,7 +77,7 @@ def test_a_record_states_how_its_images_were_made_and_with_what_they_were_compar
     assert path is not None
     record = records.read(path)
     expected = {
-        "solver": "heun", "steps": 2, "guidance_scale": 2.9, "guidance_interval": [0.1, 1.0], "weights": "ema-0.5",
+        "solver": "ab2", "grid": "logit=3", "steps": 2, "guidance_scale": 2.9, "guidance_interval": [0.1, 1.0], "weights": "ema-0.5",
         "num_images": 31, "seed": 0, "labels": "in turn over 4 classes", "reference": "real.npz",
         "reference's images": f"80 of npz:{real.parent / 'images.npz'}", "extractor": "pixels 8 x 8",
         "images compared for KD, precision, recall, density, coverage": "31 with 50",

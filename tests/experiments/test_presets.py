@@ -54,6 +54,8 @@ def test_every_row_of_the_papers_table_has_a_preset() -> None:
     assert rows | {f"jlt-{size}-{patch}-xmse" for size in "blh" for patch in (1, 2)} <= PRESETS.keys()
     assert PRESETS["jlt-b-1"].config == PAPER
     assert {PRESETS[name].guidance for name in rows} == {2.9, 2.2}
+    assert all(PRESETS[name].sampling == {"solver": "heun", "grid": "uniform", "steps": 50} for name in rows)
+    assert not PRESETS["digits"].sampling  # ours are sampled in jlt's own way
 
 
 @each

@@ -20,7 +20,7 @@ from jlt.training import TrainConfig
 
 def defaults(preset: Preset) -> dict[str, Any]:
     """Return the arguments of `run` that a preset sets."""
-    return {"config": preset.config}
+    return {"config": preset.config, "sampling": Sampling(**preset.sampling)}
 
 
 def run(

@@ -10,7 +10,7 @@ from jlt import files
 from jlt.data import open_latents
 from jlt.experiments.evaluate import check_fit
 from jlt.experiments.plots import grid as draw_grid
-from jlt.sampling import invert, load
+from jlt.sampling import Making, invert, load
 
 
 def run(
@@ -20,9 +20,9 @@ def run(
     *,
     num: int = 8,
     split: str = "held-out",
-    solver: str = "heun",
-    grid: str = "uniform",
-    steps: int = 50,
+    solver: str = Making.solver,
+    grid: str = Making.grid,
+    steps: int = Making.steps,
     weights: str = "ema",
     device: str = "cpu",
 ) -> None:

@@ -13,7 +13,7 @@ from jlt.data.hub import find_checkpoint
 from jlt.evaluation.records import Figure
 from jlt.experiments.play import EACH, Limits, Wish, check_alike, drawings, labels, sheet, solvers, watch_all
 from jlt.nn import checkpoint
-from jlt.sampling import Generator, default_scale, load
+from jlt.sampling import Generator, Making, default_scale, load
 
 WAITING = 8  # wishes; one more is told to come again
 
@@ -61,8 +61,8 @@ def build(runs: Mapping[str, Path], limits: Limits, figures: Mapping[str, Figure
                     num_images = gr.Number(8, label="images", precision=0, min_width=80, elem_id="images")
                     seed = gr.Number(0, label="seed", precision=0, min_width=80, elem_id="seed")
                 with gr.Row():
-                    solver = gr.Dropdown(solvers(limits), value="heun", label="solver", min_width=80)
-                    steps = gr.Number(20, label="steps", precision=0, min_width=80, elem_id="steps")
+                    solver = gr.Dropdown(solvers(limits), value=Making.solver, label="solver", min_width=80)
+                    steps = gr.Number(Making.steps, label="steps", precision=0, min_width=80, elem_id="steps")
                 scale = gr.Number(default_scale(first.model.config.num_classes), label="guidance scale")
                 with gr.Row():
                     low = gr.Number(0.1, label="where t is above", min_width=80)

@@ -20,7 +20,7 @@ from jlt import files
 from jlt.evaluation.records import Figure
 from jlt.experiments import film, plots
 from jlt.experiments.evaluate import balanced_labels
-from jlt.sampling import SOLVERS, Generator
+from jlt.sampling import SOLVERS, Generator, Making
 
 EACH = "all classes in turn"
 PREVIEWS = 8  # at most, in a sampling: each is decoded
@@ -44,8 +44,8 @@ class Wish:
     label: Any = EACH
     num_images: Any = 8
     seed: Any = 0
-    solver: Any = "heun"
-    steps: Any = 20
+    solver: Any = Making.solver
+    steps: Any = Making.steps
     scale: Any = 2.0
     low: Any = 0.1
     high: Any = 1.0

@@ -13,7 +13,7 @@ from jlt.experiments.plots import beside
 from jlt.experiments.presets import DIGITS
 from jlt.experiments.report import write_report
 
-SAMPLING = Sampling(num_images=500, solver="heun", steps=12, scale=2.5)
+SAMPLING = Sampling(num_images=500, solver="heun", grid="uniform", steps=12, scale=2.5)
 
 
 def quickstart(out: Path, seed: int = 0) -> Path:

@@ -33,9 +33,9 @@ def invert(
     latents: Float[Tensor, "n c h w"],
     labels: Sequence[int] | Int[Tensor, " n"],
     *,
-    solver: str = "heun",
-    grid: str = "uniform",
-    steps: int = 50,
+    solver: str = Making.solver,
+    grid: str = Making.grid,
+    steps: int = Making.steps,
 ) -> Float[Tensor, "n c h w"]:
     """Return the noise from which the unguided model makes these normalised latents, up to the solver's error.
 
