@@ -2,7 +2,7 @@
 
     python benchmarks/solvers.py OUT          # hours; the same command goes on where it stopped
     python benchmarks/solvers.py OUT --data mnist    # one half, the other beside it in a process of its own
-    python benchmarks/solvers.py OUT --plot   # OUT/table.md and OUT/solvers.png, from what there is
+    python benchmarks/solvers.py OUT --plot   # OUT/table.md, distances.png and fd.png, from what there is
 
 Four small models (3 blocks of width 96, else the `digits` preset) are trained: Fashion-MNIST and MNIST, predicting x
 and v, both in patch-PCA latents of 64 x 4 x 4. Nothing is guided, but for one screening that says so. For each model:
@@ -34,7 +34,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ GRIDS = ("uniform", "shifted=0.5", "shifted=2", "logit=3", "logit=5", "karras=7"
 CHOOSING, BUDGETS = (10, 25), (5, 15, 35, 50)  # evaluations: the four are chosen at the first, the rest come later
 SCALE = 2.5  # of the guided screening, where 0.1 < t < 1
 Row = dict[str, Any]
+Lines = dict[str, tuple[list[float], list[float]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,16 +342,43 @@ def report(out: Path) -> None:
                     ]
                     text += [*screen_table(study, name, target, scale, flow), ""]
     files.write_bytes(out / "table.md", "\n".join(text).encode())
+    distances = {
+        f"{name}, {target}{', no floor' if flow == 'unfloored' else ''}: distance": screen_lines(
+            studies[name], name, target, flow
+        )
+        for name, (target, flow) in itertools.product(DATA, (("x", "value"), ("x", "unfloored"), ("v", "value")))
+    }
+    draw(out / "distances.png", distances, columns=3)
+    draw(
+        out / "fd.png",
+        {f"{name}, {target}: FD": fd_lines(studies[name], name, target) for name in DATA for target in ("x", "v")},
+        columns=2,
+    )
+    print(out / "table.md", out / "distances.png", out / "fd.png")
+
+
+def draw(path: Path, panels: Mapping[str, Lines], columns: int) -> None:
+    """Write a picture with a panel for each set of lines over evaluations, those without any left out."""
     pictures = []
-    for name, (target, flow) in itertools.product(DATA, (("x", "value"), ("x", "unfloored"), ("v", "value"))):
-        if lines := screen_lines(studies[name], name, target, flow):
-            said = f"{name}: distance, target {target}" + (", no floor" if flow == "unfloored" else "")
+    for said, lines in panels.items():
+        if lines:
             figure = Figure("", "evaluations", said, lines, "log", "log")
-            with plots.Image.open(io.BytesIO(plots.png(figure))) as picture:
+            with plots.Image.open(io.BytesIO(plots.png(figure, dots_per_inch=110))) as picture:
                 pictures.append(picture.copy())
-    with files.replaced(out / "solvers.png") as temporary:
-        plots.beside(pictures).save(temporary, format="PNG")
-    print(out / "table.md", out / "solvers.png")
+    with files.replaced(path) as temporary:
+        plots.beside(pictures, columns).save(temporary, format="PNG")
+
+
+def fd_lines(study: Study, name: str, target: str) -> Lines:
+    """Return FD over evaluations, the mean over the seeds measured, of all ways with the floor."""
+    rows = study.find(kind="fd", data=name, target=target, floor=FLOOR)
+    lines = {}
+    for way in dict.fromkeys(Way(row["solver"], row["grid"], row["floor"]) for row in rows):
+        mine = [row for row in rows if is_of(row, way)]
+        budgets = sorted({row["budget"] for row in mine})
+        means = [statistics.mean(row["value"] for row in mine if row["budget"] == budget) for budget in budgets]
+        lines[way.name] = [float(budget) for budget in budgets], means
+    return lines
 
 
 def fd_table(study: Study, name: str, target: str) -> list[str]:
@@ -403,7 +431,7 @@ def is_of(row: Row, way: Way) -> bool:
     return all(row[name] == value for name, value in dataclasses.asdict(way).items())
 
 
-def screen_lines(study: Study, name: str, target: str, flow: str) -> dict[str, tuple[list[float], list[float]]]:
+def screen_lines(study: Study, name: str, target: str, flow: str) -> Lines:
     """Return distance over evaluations of the chosen solvers, and of Heun and Euler in even steps."""
     lines = {}
     rows = study.find(kind="screen", data=name, target=target, scale=1.0)

@@ -77,7 +77,8 @@ def test_a_record_states_how_its_images_were_made_and_with_what_they_were_compar
     assert path is not None
     record = records.read(path)
     expected = {
-        "solver": "ab2", "grid": "logit=3", "steps": 2, "guidance_scale": 2.9, "guidance_interval": [0.1, 1.0], "weights": "ema-0.5",
+        "solver": Making.solver, "grid": Making.grid, "steps": 2, "guidance_scale": 2.9,
+        "guidance_interval": [0.1, 1.0], "weights": "ema-0.5",
         "num_images": 31, "seed": 0, "labels": "in turn over 4 classes", "reference": "real.npz",
         "reference's images": f"80 of npz:{real.parent / 'images.npz'}", "extractor": "pixels 8 x 8",
         "images compared for KD, precision, recall, density, coverage": "31 with 50",

@@ -206,12 +206,16 @@ def _style() -> Any:
     }
 
 
-def beside(pictures: Sequence[Image.Image], gap: int = 24) -> Image.Image:
-    """Return pictures in a row with transparent gaps, their tops aligned."""
-    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
-    row = Image.new("RGBA", (width, max(picture.height for picture in pictures)))
-    left = 0
-    for picture in pictures:
-        row.paste(picture, (left, 0))
-        left += picture.width + gap
-    return row
+def beside(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 24) -> Image.Image:
+    """Return pictures in a row, or in rows of `columns`, with transparent gaps, their tops aligned."""
+    rows = [pictures[i : i + (columns or len(pictures))] for i in range(0, len(pictures), columns or len(pictures))]
+    width = max(sum(picture.width + gap for picture in row) for row in rows) - gap
+    sheet = Image.new("RGBA", (width, sum(max(picture.height for picture in row) + gap for row in rows) - gap))
+    top = 0
+    for row in rows:
+        left = 0
+        for picture in row:
+            sheet.paste(picture, (left, top))
+            left += picture.width + gap
+        top += max(picture.height for picture in row) + gap
+    return sheet
