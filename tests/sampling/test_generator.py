@@ -14,7 +14,7 @@ from jlt.data.representations import Pixels
 from jlt.flow import random, target
 from jlt.flow.random import Stream
 from jlt.nn import Transformer, TransformerConfig
-from jlt.sampling import SOLVERS, Generator
+from jlt.sampling import SOLVERS, Generator, invert
 from jlt.training import TrainConfig, train
 
 
@@ -112,6 +112,16 @@ def test_classes_go_by_name_or_by_index(run: Path) -> None:
         generator.label("bea")
     with pytest.raises(ValueError, match="label 7 is not below the model's num_classes 4"):
         generator.label("7")
+
+
+def test_an_unconditional_model_ignores_its_labels() -> None:
+    model = Transformer(TransformerConfig(4, 3, 1, 8, 1, 1, num_classes=0))
+    torch.nn.init.normal_(model.output.weight, generator=torch.Generator().manual_seed(0))
+    affine, header = Affine((0.0,) * 3, (1.0,) * 3), {"name": "unconditional", "step": 0, "floor": 0.05}
+    generator = Generator(model, target("x"), Pixels(3), affine, None, header, "model", "0")
+    found, expected = (generator.sample(labels, steps=2) for labels in ([0, 1, 9, -1], [0] * 4))
+    assert torch.equal(found.latents, expected.latents)
+    assert torch.equal(*(invert(generator, expected.latents, labels, steps=2) for labels in ([0, 1, 9, -1], [0] * 4)))
 
 
 class Exact(Transformer):

@@ -141,6 +141,11 @@ class Generator:
         """Return the bound on |det| in the velocity: the one asked for, or that of training."""
         return float(self.header["floor"]) if how.floor is None else float(how.floor)
 
+    def field(self, predict: Predictor, label: Int[Tensor, " b"], how: Making) -> Field:
+        """Return the field that a predictor gives for these labels, which an unconditional model does not see."""
+        device = next(self.model.parameters()).device
+        return Field(predict, self.target, label.to(device) if self.model.config.num_classes else None, self.floor(how))
+
     def noise(
         self, seed: int, index: Int[Tensor, " b"], stream: Stream = Stream.SAMPLE_NOISE, step: int = 0
     ) -> Float[Tensor, "b c h w"]:
@@ -216,10 +221,10 @@ class Generator:
         latents, images = [], []
         bar = tqdm(total=len(label), desc="sampling", unit="image", disable=None if progress else True)
         for first in range(0, len(label), batch_size):
-            chunk = label[first : first + batch_size].to(device)
+            chunk = label[first : first + batch_size]
             index = torch.arange(first, first + len(chunk), device=device) + first_index
             predict, networks = self.predictor(how)
-            field = Field(predict, self.target, chunk, self.floor(how))
+            field = self.field(predict, chunk, how)
             draw = functools.partial(self.noise, seed, index, Stream.SOLVER_NOISE)
             with torch.no_grad():
                 z = self.noise(seed, index) if noise is None else noise[first : first + len(chunk)].to(device)

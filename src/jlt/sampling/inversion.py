@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jlt.sampling.field import Field, Prediction
+from jlt.sampling.field import Prediction
 from jlt.sampling.generator import Generator, Making
 from jlt.sampling.grids import time_grid
 from jlt.sampling.solvers import AnyField
@@ -47,7 +47,7 @@ def invert(
     how = Making(solver=solver, grid=grid, steps=steps)
     generator.check(label, how)
     device = next(generator.model.parameters()).device
-    field = Field(generator.passes(), generator.target, label.to(device), generator.floor(how))
+    field = generator.field(generator.passes(), label, how)
     times = [1 - t for t in reversed(time_grid(grid, steps))]
     with torch.no_grad():
         return solve(backwards(field), latents.to(device), times).cpu()
