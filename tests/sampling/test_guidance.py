@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from jlt.flow import TARGETS, target
+from jlt.flow import TARGETS, convert, target
+from jlt.flow.targets import channel_residual
 from jlt.sampling import SCHEDULES, Field, Guide, classifier_free, guided, heun
 from jlt.sampling.field import Passes, Prediction, Rescaled
 from jlt.sampling.grids import uniform_grid
@@ -174,6 +175,15 @@ def test_a_guide_that_says_nothing_at_the_start_is_not_asked() -> None:
     z, label = torch.randn(2, 2), torch.tensor([0, 1])
     y = guided(Passes(network), TARGETS["x"], 0, 2.0, (0.0, 1.0), "auto", guide)(z, 0.0, label)
     assert torch.equal(y, network(z, torch.zeros(2), label))
+
+
+def test_a_guide_may_predict_a_residual_of_channels() -> None:
+    z, y, skip = torch.randn(2, 2, 1, 1), torch.randn(2, 2, 1, 1), channel_residual([4.0, 0.5])
+    guide = Guide(Passes(lambda z, t, label: torch.zeros_like(z)), skip)
+    predict = guided(Passes(lambda z, t, label: y), TARGETS["x"], 0, 3.0, (0.0, 1.0), "auto", guide)
+    for t in (0.0, 0.4):
+        other = convert(torch.zeros_like(z), z, t, skip, TARGETS["x"])
+        torch.testing.assert_close(predict(z, t, None), other + 3 * (y - other))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
