@@ -77,6 +77,12 @@ def test_impossible_guidance_is_refused(classes: int, interval: tuple[float, flo
         classifier_free(Passes(network), classes, 2.0, interval)
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"the guidance scale must be finite, got {scale}"):
+        classifier_free(Passes(network), NO_CLASS, scale)
+
+
 def other_network(z: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
     assert label is not None
     return 0.5 * z + 0.3 * t.reshape(-1, 1) - 0.1 * label.reshape(-1, 1)
@@ -206,6 +212,8 @@ def test_every_rule_at_scale_one_is_the_plain_network(guidance: str) -> None:
     ("cgf", "unknown guidance 'cgf', did you mean 'cfg'"),
     ("apg:etta=1", "unknown option of guidance apg 'etta', did you mean 'eta'"),
     ("apg:eta=much", "eta must be a finite number, got 'much'"),
+    ("apg:threshold=-1", "threshold must be at least 0, got '-1'"),
+    ("cfg-zero:until=-0.1", "until must be at least 0, got '-0.1'"),
     ("cfg:schedule=liner", "unknown schedule 'liner', did you mean 'linear'"),
     ("auto", "guidance 'auto' needs a guide"),
 ])  # fmt: skip

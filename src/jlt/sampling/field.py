@@ -187,6 +187,8 @@ def parse_guidance(text: str) -> tuple[str, str, dict[str, float]]:
             options[key] = math.nan
         if not math.isfinite(options[key]):
             raise ValueError(f"guidance {text!r}: {key} must be a finite number, got {value!r}")
+        if key in ("threshold", "until") and options[key] < 0:
+            raise ValueError(f"guidance {text!r}: {key} must be at least 0, got {value!r}")
     return name, schedule, options
 
 
@@ -251,8 +253,8 @@ def guided(
     """Wrap a network that predicts `target` in guidance; scale 1 is the network itself, to the bit and at one pass.
 
     `guidance` is a key of GUIDANCE, perhaps with options; "auto" is autoguidance (Karras et al., arXiv 2406.02507) and
-    needs a `guide`. Raises ValueError for a reversed or outlying interval, for unknown options, and for guidance that
-    lacks what it compares with: classes or a guide.
+    needs a `guide`. Raises ValueError for a reversed or outlying interval, a scale that is not finite, unknown or
+    impossible options, and for guidance that lacks what it compares with: classes or a guide.
     """
     low, high = interval
     if not 0 <= low < high <= 1:
@@ -260,6 +262,8 @@ def guided(
     name, schedule, options = parse_guidance(guidance)
     if (name == "auto") != (guide is not None):
         raise ValueError(f"guidance {name!r} {'needs a guide' if guide is None else 'takes no guide, auto does'}")
+    if not math.isfinite(scale):
+        raise ValueError(f"the guidance scale must be finite, got {scale}")
     if scale == 1:
         return passes
     if num_classes == 0 and guide is None:
