@@ -1,6 +1,7 @@
 """Images from seeds: `load`, and what they do not depend on."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,16 @@ def test_an_unconditional_model_ignores_its_labels() -> None:
     found, expected = (generator.sample(labels, steps=2) for labels in ([0, 1, 9, -1], [0] * 4))
     assert torch.equal(found.latents, expected.latents)
     assert torch.equal(*(invert(generator, expected.latents, labels, steps=2) for labels in ([0, 1, 9, -1], [0] * 4)))
+
+
+def test_latents_that_are_not_one_of_the_models_for_each_label_are_refused(run: Path) -> None:
+    generator = jlt.load(run)
+    for shape in ((1, 12, 4, 4), (2, 12, 8, 8), (2, 3, 4, 4)):
+        message = re.escape(f"is {shape}, expected (2, 12, 4, 4)")
+        with pytest.raises(ValueError, match=f"the shape of noise {message}"):
+            generator.sample([0, 1], noise=torch.zeros(shape), steps=1)
+        with pytest.raises(ValueError, match=f"the shape of latents {message}"):
+            invert(generator, torch.zeros(shape), [0, 1], steps=1)
 
 
 class Exact(Transformer):

@@ -107,6 +107,12 @@ class Generator:
         if classes and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise ValueError(f"labels must be in [0, {classes}], got {int(labels.min())} to {int(labels.max())}")
 
+    def check_latents(self, what: str, latents: Tensor, labels: Int[Tensor, " n"]) -> None:
+        """Raise a ValueError for latents or noise of another shape than one of the model's for each label."""
+        expected = (len(labels), *self.model.config.shape)
+        if latents.shape != expected:
+            raise ValueError(f"the shape of {what} is {tuple(latents.shape)}, expected {expected}")
+
     def check_guide(self, guide: "Generator") -> None:
         """Raise a ValueError for a guide of other latents, classes or noise."""
 
@@ -214,8 +220,8 @@ class Generator:
         how = Making(seed, solver, grid, steps, scale, interval, guidance, guide, batch_size, floor)
         label = torch.as_tensor(labels, dtype=torch.int64)
         self.check(label, how)
-        if noise is not None and noise.shape != (len(label), *self.model.config.shape):
-            raise ValueError(f"noise is {tuple(noise.shape)}, expected {(len(label), *self.model.config.shape)}")
+        if noise is not None:
+            self.check_latents("noise", noise, label)
         solve, times, device = find_solver(solver), time_grid(grid, steps), next(self.model.parameters()).device
         start, evaluations, passes = time.perf_counter(), 0, 0
         latents, images = [], []
