@@ -165,6 +165,8 @@ def test_sampling_starts_from_noise_of_the_trained_scale(scale: float) -> None:
         ({"solver": "huen"}, "unknown solver 'huen', did you mean 'heun'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"floor": -0.05}, "floor must be at least 0 and finite, got -0.05"),
+        ({"floor": float("nan")}, "floor must be at least 0 and finite, got nan"),
         ({"labels": [5]}, r"labels must be in \[0, 4\], got 5 to 5"),
         ({"scale": 2.0, "interval": (1.0, 0.5)}, "0 <= low < high <= 1"),
     ],

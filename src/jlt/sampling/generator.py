@@ -100,6 +100,8 @@ class Generator:
         if how.guide is not None:
             self.check_guide(how.guide)
         self.predictor(how)
+        if not 0 <= (floor := self.floor(how)) < math.inf:
+            raise ValueError(f"floor must be at least 0 and finite, got {floor}")
         if how.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {how.batch_size}")
         if len(labels) < 1:
