@@ -289,17 +289,23 @@ def load(
     if target is not None:
         raise ValueError(f"target is {target}, but {path} is no authors' file: a checkpoint states its own")
     opened = checkpoint.read(find_checkpoint(path))
-    header = dict(opened.header)
-    missing = {"target", "floor", "latents"} - header.keys()
+    header, stated = dict(opened.header), opened.folder / checkpoint.HEADER
+    missing = {"name", "target", "floor", "latents"} - header.keys()
     if missing:
-        raise ValueError(f"{opened.folder / checkpoint.HEADER} lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"{stated} lacks {', '.join(sorted(missing))}")
+    try:
+        known, affine = known_target(header["target"]), Affine.stated(header["latents"]["affine"])
+        names = None if (given := header["latents"]["class_names"]) is None else tuple(map(str, given))
+        float(header["floor"]), float(header.get("noise_scale", 1.0))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{stated} has a malformed entry: {error}") from None
+    if names is not None and len(names) != opened.config.num_classes:
+        raise ValueError(f"{stated} names {len(names)} classes, its model has {opened.config.num_classes}")
+    check_channels(known, opened.config.shape[0])
     name = opened.resolve(weights)
     model = opened.load_model(weights).to(open_device(device)).eval().requires_grad_(False)
-    target_of_network = known_target(header["target"])
-    check_channels(target_of_network, model.config.shape[0])
     if compile:
         model.compile_blocks()
-    names = header["latents"]["class_names"]
     representation = load_representation(opened.folder / "representation")
     if decoder is not None:
         if not isinstance(representation, Autoencoder):
@@ -307,10 +313,10 @@ def load(
         representation = representation.with_decoder(decoder)
     return Generator(
         model=model,
-        target=target_of_network,
+        target=known,
         representation=representation,
-        affine=Affine.stated(header["latents"]["affine"]),
-        class_names=None if names is None else tuple(names),
+        affine=affine,
+        class_names=names,
         header=header,
         weights=name,
         fingerprint=opened.fingerprint(name)[:16],
