@@ -129,6 +129,15 @@ def test_the_held_out_loss_of_a_network_that_says_zero_is_the_targets_second_mom
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 7, 10])
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("count", [1, 4, 5])
+@pytest.mark.parametrize("draws", [2, 3])
+def test_no_bin_of_the_held_out_loss_is_empty_however_few_the_images(latents: Path, count: int, draws: int) -> None:
+    data = open_latents(latents, split="held-out")
+    model = Transformer(CONFIG.model(data.shape, data.num_classes))
+    found = held_out_losses(model, data, CONFIG, draws=draws, max_images=count)
+    assert torch.tensor(list(found.values())).isfinite().all()
+
+
 def test_a_run_that_was_stopped_ends_to_the_bit_like_one_that_was_not(
     latents: Path, tmp_path: Path, stop: int, how: str
 ) -> None:
