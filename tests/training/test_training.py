@@ -305,3 +305,10 @@ def test_flips_need_mirrored_latents(latents: Path, tmp_path: Path) -> None:
 def test_an_impossible_recipe_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)  # type: ignore[arg-type]
+        ({"clip": float("inf")}, "clip must be above 0 and finite, got inf"),
+        ({"floor": float("inf")}, "floor must be at least 0 and finite, got inf"),
+        ({"seed": 2**64}, r"seed must be below 2\^64, got 18446744073709551616"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got 1.0"),
+        ({"ema_decays": (0.9, 1.5)}, r"ema_decays must be in \[0, 1\), got 1.5"),
+        ({"ema_decays": (0.9999999, 0.9999998)}, "ema_decays must differ in six digits, got 0.9999999, 0.9999998"),
+        ({"ema_lengths": (0.1, 0.1)}, "ema_lengths must differ in six digits, got 0.1, 0.1"),
