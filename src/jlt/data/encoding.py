@@ -166,7 +166,7 @@ def encode(
             try:
                 fill(out, opened, settings, batch_size, where, processes, announce, given)
             except ValueError as error:  # bad input, met by another setting or another source: what is there is no use
-                if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
+                if isinstance(error, BrokenImage) and any(out.glob("*/shard-*.safetensors")):
                     raise
                 made = ("train", "held-out", "representation", "skipped.json", "encoding.json")
                 for path in [out / name for name in made] if existed else [out]:
