@@ -89,6 +89,21 @@ def test_an_error_while_a_folder_is_filled_leaves_nothing(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [no_space, interrupt])
+def test_an_error_while_a_folder_takes_anothers_place_leaves_the_old_one(tmp_path, monkeypatch, error):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_bytes(b"1")
+    monkeypatch.setattr(Path, "replace", error)
+
+    def fill():
+        with files.replaced(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        fill()
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["folder", "folder/old"]
+
+
 def test_a_folder_appears_whole(tmp_path):
     with files.replaced(tmp_path / "folder") as temporary:
         temporary.mkdir()

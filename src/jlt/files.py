@@ -1,7 +1,8 @@
 """How files are written: whole or not at all.
 
 A file is written under a temporary name in its own folder, flushed to the disk, and renamed over the old one; a folder
-is filled under a temporary name and renamed. Whatever happens in between, the last good state stays readable.
+is filled under a temporary name and renamed. Whatever happens in between, the last good state stays readable; but for a
+folder that takes another's place, which a process killed between two renames leaves under a temporary name.
 Temporary names start with `.tmp-`; nothing that reads a folder looks at them.
 """
 
@@ -26,16 +27,19 @@ def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success flush it and rename it to `path`, on any error remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}"
+    old = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
         flush(temporary)
         if temporary.is_dir() and path.exists():  # a rename replaces a file, but only an empty folder
-            path.rename(temporary.with_name(temporary.name + ".old"))
+            path.rename(old)
         temporary.replace(path)
         sync(path.parent)
-        remove(temporary.with_name(temporary.name + ".old"))
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         remove(temporary)
+        remove(old)
 
 
 def remove(path: Path) -> None:

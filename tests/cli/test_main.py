@@ -354,6 +354,7 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["train", "small", "LATENTS", "RUN", "--stepz", "3"], "Unrecognized options: --stepz"),
         (["train", "small", "LATENTS", "RUN", "--steps", "many"], "invalid literal for int"),
         (["train", "small", "LATENTS", "RUN", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["train", "small", "--dry-run", "--micro-batch-size", "0"], "micro_batch_size must be at least 1, got 0"),
         (["train", "small", "LATENTS"], "RUN is missing; only --dry-run needs neither"),
         (["train", "small"], "LATENTS and RUN are missing; only --dry-run needs neither"),
         (["train", "small", "LATENTS", "RUN", "--json"], "--json is for --dry-run"),

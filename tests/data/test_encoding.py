@@ -275,6 +275,25 @@ def test_an_encoding_stopped_by_a_broken_image_goes_on_without_it(photos, tmp_pa
         encode(str(photos), out, **options)
 
 
+def test_a_broken_image_before_any_shard_leaves_nothing(photos, encoded, tmp_path):
+    (photos / "cat" / "01.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"01\.png is not"):
+        encode(str(photos), tmp_path / "out", image_size=8, representation=f"of:{encoded}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_that_others_wrote_beyond_a_broken_image_are_made_again(photos, tmp_path):
+    options, out = OPTIONS | {"representation": "pixels"}, tmp_path / "out"
+    encode(str(photos), out, **options)
+    for name in ("train/shard-00000.safetensors", "train/manifest.json", "held-out/manifest.json"):
+        (out / name).unlink()  # as where the process of the first shard met the image and that of the others did not
+    broken = photos / "cat" / "01.png"
+    broken.write_bytes(bytes(broken.stat().st_size))
+    encode(str(photos), out, skip_broken=True, **options)
+    encode(str(photos), tmp_path / "at-once", skip_broken=True, **options)
+    assert contents(out) == contents(tmp_path / "at-once")
+
+
 def test_a_source_that_moved_is_found_again_by_encoding_it_again(photos, encoded, tmp_path):
     photos.rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="photos does not exist"):

@@ -1,5 +1,7 @@
 import io
+import os
 import threading
+import time
 import uuid
 
 import fsspec
@@ -59,6 +61,16 @@ def test_what_is_kept_never_passes_the_limit(store, tmp_path):
     for k in generator.integers(0, 30, 150):
         assert len(read(cache.open(files[k]))) == files[k].size
         assert sum(len(data) for data in kept(tmp_path / "cache")) <= 1000
+
+
+def test_what_a_killed_process_left_half_fetched_goes_a_day_later(store, tmp_path):
+    left = tmp_path / "cache" / "ab" / ".tmp-1-key"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(80))
+    for age, kept_back in ((80_000, True), (90_000, False)):  # another process may be fetching the younger one
+        os.utime(left, times=(time.time() - age,) * 2)
+        read(Cache(tmp_path / "cache", 100).open(put(f"{store}/{age}", bytes(10))))
+        assert left.exists() == kept_back
 
 
 def test_a_file_larger_than_the_limit_is_refused_with_both(store, tmp_path):

@@ -147,6 +147,8 @@ def test_a_damaged_representation_is_named(tmp_path, name, content, complaint):
 
 
 @pytest.mark.parametrize(("stride", "channels"), [(0, None), (5, None), (4, 0), (4, 49)])
-def test_impossible_patches_are_refused(stride, channels):
+def test_impossible_patches_are_refused_at_the_first_batch(stride, channels):
+    batches = iter([smooth_images(), smooth_images()])
     with pytest.raises(ValueError, match=r"stride|channels"):
-        fit_patch_pca([smooth_images()], stride, channels)
+        fit_patch_pca(batches, stride, channels)
+    next(batches)

@@ -174,8 +174,9 @@ def test_the_spec_of_a_relative_path_opens_it_from_anywhere(tmp_path, monkeypatc
     save_image(tmp_path / "photos" / "a.png")
     (tmp_path / "digits").mkdir()
     write_idx(tmp_path / "digits", np.ones((2, 28, 28)), np.arange(2))
+    np.savez(tmp_path / "some.npz", np.ones((2, 8, 8, 3), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
-    sources = [open_source("photos", image_size=8), open_source("idx:digits")]
+    sources = [open_source("photos", image_size=8), open_source("idx:digits"), open_source("some.npz")]
     monkeypatch.chdir(tmp_path / "photos")
     for source in sources:
         assert open_source(source.spec, source.image_shape[1]).fingerprint == source.fingerprint

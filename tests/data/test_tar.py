@@ -71,6 +71,14 @@ def test_samples_come_in_the_order_of_shards_with_the_labels_beside_them(tmp_pat
     assert open_source(f"tar:{tmp_path}", 8).class_names == ("tench", "goldfish", "crane (n02012849)")
 
 
+def test_a_path_that_exists_is_no_pattern(tmp_path):
+    path = pack(tmp_path / "set [1]" / "{a,b}?.tar", [("1.png", jpeg(7))])
+    for named in (path, path.parent):
+        source = open_source(f"tar:{named}", 8)
+        assert (len(source), int(source[0][0][0, 0, 0])) == (1, 7)
+        assert open_source(source.spec, 8).fingerprint == source.fingerprint
+
+
 def test_a_pattern_names_shards(tmp_path):
     for k in range(12):
         pack(tmp_path / f"s-{k:03d}.tar", [(f"{k}.png", jpeg(k))])

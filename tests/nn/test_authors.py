@@ -56,8 +56,28 @@ def test_an_unknown_or_missing_part_is_named(tmp_path: Path, golden: Path) -> No
     (tmp_path / "cut.pth").write_bytes((golden / "jlt_p1" / "checkpoint-last.pth").read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"cut\.pth"):
         authors.read(tmp_path / "cut.pth")
+    damaged = (golden / "jlt_p1" / "checkpoint-last.pth").read_bytes().replace(b"PK\x01\x02", b"PK\x01\x09")
+    (tmp_path / "damaged.pth").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"damaged\.pth is a damaged archive"):
+        authors.read(tmp_path / "damaged.pth")
     with pytest.raises(ValueError, match="is not a file"):
         authors.read(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x80\x02}"])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "other.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"other\.pth is not a checkpoint that may be loaded without running code: ."):
+        authors.read(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    "model", [5, {}, {"net.x_embedder.proj.weight": torch.zeros(3)}, {"net.x_embedder.proj.weight": 3}, {5: 5}]
+)
+def test_a_checkpoint_without_the_authors_tensors_is_refused(tmp_path: Path, model: object) -> None:
+    torch.save({"model": model, "model_ema1": {}, "model_ema2": {}, "epoch": 0}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth is not laid out as the authors' checkpoints are: ."):
+        authors.read(tmp_path / "other.pth")
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:

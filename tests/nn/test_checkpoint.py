@@ -1,6 +1,7 @@
 """The checkpoint format: whole, verified, free of pickle, readable without PyTorch."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def test_the_last_checkpoint_is_the_one_with_most_steps(tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path).step == 3
 
 
+def test_a_copy_kept_beside_a_checkpoint_is_no_step_of_the_run(tmp_path: Path) -> None:
+    path, *_ = saved(tmp_path)
+    shutil.copytree(path, path.with_name(f"{path.name} (copy)"))
+    path.with_name("step-00000009").touch()
+    assert checkpoint.list_steps(tmp_path) == {2: path}
+    assert checkpoint.read(tmp_path).folder == path
+
+
 def damage(path: Path, how: str) -> None:
     header: dict[str, Any] = json.loads((path / "checkpoint.json").read_text())
     weights = path / "model.safetensors"
@@ -88,6 +97,10 @@ def damage(path: Path, how: str) -> None:
         header["format_version"] = 99
     elif how == "other architecture":
         header["model"]["hidden_size"] = 32
+    elif how == "step of words":
+        header["step"] = "two"
+    elif how == "decay of words":
+        header["files"]["ema-slow.safetensors"] = "0"
     elif how == "keys missing":
         del header["step"]
     elif how == "no JSON":
@@ -106,6 +119,8 @@ def damage(path: Path, how: str) -> None:
         ("absurd header", "is not a safetensors file"),
         ("other version", "format version 99, this jlt reads 1"),
         ("other architecture", r"tensor 'embed\.weight' is \[16, 2\] in .*, the model expects \[32, 2\]"),
+        ("step of words", r"checkpoint\.json has a malformed entry: invalid literal .* 'two'"),
+        ("decay of words", r"checkpoint\.json has a malformed entry: could not convert string to float: 'slow'"),
         ("keys missing", r"checkpoint\.json lacks step"),
         ("no JSON", r"checkpoint\.json is not a JSON file"),
     ],

@@ -1,6 +1,7 @@
 """Images from seeds: `load`, and what they do not depend on."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from jlt.data.representations import Pixels
 from jlt.flow import random, target
 from jlt.flow.random import Stream
 from jlt.nn import Transformer, TransformerConfig
-from jlt.sampling import SOLVERS, Generator
+from jlt.sampling import SOLVERS, Generator, invert
 from jlt.training import TrainConfig, train
 
 
@@ -114,6 +115,26 @@ def test_classes_go_by_name_or_by_index(run: Path) -> None:
         generator.label("7")
 
 
+def test_an_unconditional_model_ignores_its_labels() -> None:
+    model = Transformer(TransformerConfig(4, 3, 1, 8, 1, 1, num_classes=0))
+    torch.nn.init.normal_(model.output.weight, generator=torch.Generator().manual_seed(0))
+    affine, header = Affine((0.0,) * 3, (1.0,) * 3), {"name": "unconditional", "step": 0, "floor": 0.05}
+    generator = Generator(model, target("x"), Pixels(3), affine, None, header, "model", "0")
+    found, expected = (generator.sample(labels, steps=2) for labels in ([0, 1, 9, -1], [0] * 4))
+    assert torch.equal(found.latents, expected.latents)
+    assert torch.equal(*(invert(generator, expected.latents, labels, steps=2) for labels in ([0, 1, 9, -1], [0] * 4)))
+
+
+def test_latents_that_are_not_one_of_the_models_for_each_label_are_refused(run: Path) -> None:
+    generator = jlt.load(run)
+    for shape in ((1, 12, 4, 4), (2, 12, 8, 8), (2, 3, 4, 4)):
+        message = re.escape(f"is {shape}, expected (2, 12, 4, 4)")
+        with pytest.raises(ValueError, match=f"the shape of noise {message}"):
+            generator.sample([0, 1], noise=torch.zeros(shape), steps=1)
+        with pytest.raises(ValueError, match=f"the shape of latents {message}"):
+            invert(generator, torch.zeros(shape), [0, 1], steps=1)
+
+
 class Exact(Transformer):
     """Predicts E[x|z] for x ~ N(0, variance) and noise of a scale: what a perfect network would learn."""
 
@@ -144,6 +165,8 @@ def test_sampling_starts_from_noise_of_the_trained_scale(scale: float) -> None:
         ({"solver": "huen"}, "unknown solver 'huen', did you mean 'heun'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"floor": -0.05}, "floor must be at least 0 and finite, got -0.05"),
+        ({"floor": float("nan")}, "floor must be at least 0 and finite, got nan"),
         ({"labels": [5]}, r"labels must be in \[0, 4\], got 5 to 5"),
         ({"scale": 2.0, "interval": (1.0, 0.5)}, "0 <= low < high <= 1"),
     ],

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from jlt.flow import TARGETS, target
+from jlt.flow import TARGETS, convert, target
+from jlt.flow.targets import channel_residual
 from jlt.sampling import SCHEDULES, Field, Guide, classifier_free, guided, heun
 from jlt.sampling.field import Passes, Prediction, Rescaled
 from jlt.sampling.grids import uniform_grid
@@ -74,6 +75,12 @@ def test_the_papers_sampler_makes_99_evaluations_and_187_passes() -> None:
 def test_impossible_guidance_is_refused(classes: int, interval: tuple[float, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classifier_free(Passes(network), classes, 2.0, interval)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"the guidance scale must be finite, got {scale}"):
+        classifier_free(Passes(network), NO_CLASS, scale)
 
 
 def other_network(z: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -176,6 +183,15 @@ def test_a_guide_that_says_nothing_at_the_start_is_not_asked() -> None:
     assert torch.equal(y, network(z, torch.zeros(2), label))
 
 
+def test_a_guide_may_predict_a_residual_of_channels() -> None:
+    z, y, skip = torch.randn(2, 2, 1, 1), torch.randn(2, 2, 1, 1), channel_residual([4.0, 0.5])
+    guide = Guide(Passes(lambda z, t, label: torch.zeros_like(z)), skip)
+    predict = guided(Passes(lambda z, t, label: y), TARGETS["x"], 0, 3.0, (0.0, 1.0), "auto", guide)
+    for t in (0.0, 0.4):
+        other = convert(torch.zeros_like(z), z, t, skip, TARGETS["x"])
+        torch.testing.assert_close(predict(z, t, None), other + 3 * (y - other))
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_keeps_the_mean_scale(name: str) -> None:
     values = [SCHEDULES[name]((i + 0.5) / 1000) for i in range(1000)]
@@ -196,6 +212,8 @@ def test_every_rule_at_scale_one_is_the_plain_network(guidance: str) -> None:
     ("cgf", "unknown guidance 'cgf', did you mean 'cfg'"),
     ("apg:etta=1", "unknown option of guidance apg 'etta', did you mean 'eta'"),
     ("apg:eta=much", "eta must be a finite number, got 'much'"),
+    ("apg:threshold=-1", "threshold must be at least 0, got '-1'"),
+    ("cfg-zero:until=-0.1", "until must be at least 0, got '-0.1'"),
     ("cfg:schedule=liner", "unknown schedule 'liner', did you mean 'linear'"),
     ("auto", "guidance 'auto' needs a guide"),
 ])  # fmt: skip

@@ -1,5 +1,6 @@
 """What `jlt.load` opens besides a folder: a repository of the Hub, imitated at its client, and an authors' file."""
 
+import json
 import os
 import shutil
 from fnmatch import fnmatch
@@ -121,6 +122,29 @@ def test_a_repository_without_all_its_weights_is_refused(folder: Path, hub: list
     (folder / "ema-0.5.safetensors").unlink()
     with pytest.raises(ValueError, match=r"is missing; checkpoint\.json names it"):
         jlt.load("org/small")
+
+
+LATENTS = {"affine": {"shift": [0.0] * 3, "scale": [1.0] * 3}, "class_names": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "lacks name"),
+        ({"floor": "low"}, "has a malformed entry: could not convert string to float: 'low'"),
+        ({"target": "y"}, "has a malformed entry: unknown target 'y'"),
+        ({"latents": 5}, "has a malformed entry: 'int' object"),
+        ({"latents": {**LATENTS, "affine": {"shift": [0.0] * 3}}}, "has a malformed entry: 'scale'"),
+        ({"latents": {**LATENTS, "class_names": ["a"]}}, "names 1 classes, its model has 2"),
+    ],
+)
+def test_a_checkpoint_that_states_what_cannot_be_sampled_is_refused(
+    change: dict[str, Any], message: str, folder: Path
+) -> None:
+    header = {**json.loads((folder / "checkpoint.json").read_text()), **change}
+    (folder / "checkpoint.json").write_text(json.dumps({key: value for key, value in header.items() if value}))
+    with pytest.raises(ValueError, match=rf"checkpoint\.json {message}"):
+        jlt.load(folder)
 
 
 COMMANDS = [

@@ -231,6 +231,8 @@ def test_grids_are_what_their_formulas_say() -> None:
     ("uniform=2", "grid 'uniform' takes no value, got '2'"),
     ("shifted=-1", "grid 'shifted=-1': the value must be a number above 0, got '-1'"),
     ("logit=nan", "must be a number above 0, got 'nan'"),
+    ("karras=0.001", "grid 'karras=0.001' cannot be worked out: .* out of range"),
+    ("logit=5e-324", "grid 'logit=5e-324' cannot be worked out: float division by zero"),
     ("logit=1000", "grid 'logit=1000' has steps of no length at 9 steps"),
 ])  # fmt: skip
 def test_an_impossible_grid_is_refused(name: str, message: str) -> None:

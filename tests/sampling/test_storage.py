@@ -12,7 +12,8 @@ from jlt.data.representations import Pixels
 from jlt.data.shards import Affine
 from jlt.flow import TARGETS
 from jlt.nn import Transformer, TransformerConfig
-from jlt.sampling import Generator, generate
+from jlt.sampling import Generator, batches, generate
+from jlt.sampling.storage import batch_path, write_batch
 
 LABELS = torch.arange(10) % 3
 SETTINGS: dict[str, Any] = {"seed": 3, "steps": 2, "scale": 2.0, "batch_size": 4}
@@ -73,6 +74,13 @@ def test_stored_images_are_those_of_one_call(generator: Generator, tmp_path: Pat
     direct = generator.sample(LABELS, **SETTINGS)
     torch.testing.assert_close(stored.latents, direct.latents, rtol=0, atol=1e-4)
     assert (stored.evaluations, stored.network_passes) == (direct.evaluations, direct.network_passes) == (2, 3)
+
+
+def test_batches_are_read_in_order_however_many_there_are(generator: Generator, tmp_path: Path) -> None:
+    made = generator.sample(LABELS[:1], steps=1)
+    for k in (100_000, 99_999, 3):
+        write_batch(batch_path(tmp_path, k), dataclasses.replace(made, images=torch.full_like(made.images, k % 7)))
+    assert [int(images[0, 0, 0, 0]) for images in batches(tmp_path)] == [k % 7 for k in (3, 99_999, 100_000)]
 
 
 def test_other_images_are_not_mixed_in(generator: Generator, tmp_path: Path) -> None:

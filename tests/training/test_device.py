@@ -44,6 +44,14 @@ def test_everything_in_a_step_is_on_one_device() -> None:
         training_step(model, ema, optimizer, batch, CONFIG, 1)
 
 
+def test_a_step_copies_no_number_of_the_host_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would wait for all that the device has been given: torch.tensor does, torch.full does not."""
+    model, batch = made()
+    ema, optimizer = EMA(model, [0.9]), make_optimizer(model, CONFIG)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a number was copied"))
+    training_step(model, ema, optimizer, batch, CONFIG, 0, micro_batches=2)
+
+
 class Dtypes(TorchDispatchMode):
     """Notes the dtypes of all that is worked out."""
 

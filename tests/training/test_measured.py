@@ -111,10 +111,14 @@ def test_a_run_of_auto_is_the_run_of_what_it_chose_and_says_why(
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_a_target_of_other_channels_than_the_latents_is_refused(latents: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, target="residual=channels:1,2,3", loss_space="v")
+@pytest.mark.parametrize(("name", "space"), [("residual=channels:1,2,3", "v"), ("x", "residual=channels:1,2,3")])
+def test_a_target_or_a_space_of_other_channels_than_the_latents_is_refused(
+    latents: Path, tmp_path: Path, name: str, space: str
+) -> None:
+    config = dataclasses.replace(CONFIG, target=name, loss_space=space)
     with pytest.raises(ValueError, match="residual=channels states 3 variances, the latents have 4 channels"):
         train(config, latents, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from jlt.data import encode, open_latents
 from jlt.data.idx import Arrays
 from jlt.flow import TARGETS, TimeDensity, interpolate
 from jlt.nn import EMA, Dropout, Transformer, checkpoint
+from jlt.processes import Processes
 from jlt.sampling import load
 from jlt.training import Stopped, TrainConfig, draw_batch, held_out_losses, make_optimizer, read_metrics, train
 from jlt.training.held_out import BINS
+from jlt.training.metrics import Metrics
 from jlt.training.step import data_order, training_step
 
 CONFIG = TrainConfig(
@@ -127,6 +129,15 @@ def test_the_held_out_loss_of_a_network_that_says_zero_is_the_targets_second_mom
     assert found["v"][-1] > found["v"][0]  # divided by (1 - t)^2
 
 
+@pytest.mark.parametrize("count", [1, 4, 5])
+@pytest.mark.parametrize("draws", [2, 3])
+def test_no_bin_of_the_held_out_loss_is_empty_however_few_the_images(latents: Path, count: int, draws: int) -> None:
+    data = open_latents(latents, split="held-out")
+    model = Transformer(CONFIG.model(data.shape, data.num_classes))
+    found = held_out_losses(model, data, CONFIG, draws=draws, max_images=count)
+    assert torch.tensor(list(found.values())).isfinite().all()
+
+
 @pytest.mark.parametrize("stop", [1, 4, 5, 7, 10])
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_run_that_was_stopped_ends_to_the_bit_like_one_that_was_not(
@@ -232,6 +243,38 @@ def test_what_was_logged_after_the_last_checkpoint_is_logged_once(latents: Path,
     assert steps == list(range(1, 13))
 
 
+def test_a_line_of_metrics_that_is_damaged_is_named(latents: Path, tmp_path: Path) -> None:
+    train(dataclasses.replace(CONFIG, steps=1), latents, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write("\0\0\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has a line that is no JSON object with a step"):
+        train(CONFIG, latents, tmp_path / "run")
+
+
+def test_numbers_that_are_not_finite_are_null_wherever_they_stand_and_no_score(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl", 0, 0, Processes(), None)
+    lines = [
+        {"step": 1, "score": float("nan")},
+        {"step": 2, "held_out": {"x": [torch.inf, 1.0]}},
+        {"step": 3, "score": 2.0},
+    ]
+    for line in lines:
+        metrics.compare(line)
+        metrics.add(line)
+    metrics.flush()
+    assert [list(line.values())[1] for line in read_metrics(tmp_path)] == [None, {"x": [None, 1.0]}, 2.0]
+    assert Metrics(tmp_path / "metrics.jsonl", 3, 0, Processes(), None).best == metrics.best == (2.0, 3)
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_they_lead_up_to(
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, sync = list[str](), files.sync
+    monkeypatch.setattr(files, "sync", lambda path: (order.append(path.name), sync(path))[1])
+    train(dataclasses.replace(CONFIG, steps=1), latents, tmp_path / "run")
+    assert order.index("metrics.jsonl") < order.index("model.safetensors")
+
+
 def test_a_finished_run_is_not_trained_again(latents: Path, tmp_path: Path) -> None:
     train(CONFIG, latents, tmp_path / "run")
     before = contents(tmp_path / "run")
@@ -287,6 +330,13 @@ def test_flips_need_mirrored_latents(latents: Path, tmp_path: Path) -> None:
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"label_drop": 1.5}, r"label_drop must be in \[0, 1\], got 1.5"),
         ({"noise_scale": 0.0}, "noise_scale must be above 0 and finite, got 0.0"),
+        ({"clip": float("inf")}, "clip must be above 0 and finite, got inf"),
+        ({"floor": float("inf")}, "floor must be at least 0 and finite, got inf"),
+        ({"seed": 2**64}, r"seed must be below 2\^64, got 18446744073709551616"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got 1.0"),
+        ({"ema_decays": (0.9, 1.5)}, r"ema_decays must be in \[0, 1\), got 1.5"),
+        ({"ema_decays": (0.9999999, 0.9999998)}, "ema_decays must differ in six digits, got 0.9999999, 0.9999998"),
+        ({"ema_lengths": (0.1, 0.1)}, "ema_lengths must differ in six digits, got 0.1, 0.1"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"bottleneck": -1}, "bottleneck must be at least 0, got -1"),
         ({"dtype": "float8"}, "unknown dtype 'float8'"),

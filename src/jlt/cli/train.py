@@ -76,9 +76,8 @@ def run(
         if latents is not None:
             data = open_latents(latents)
             expected = Expected(data.shape, data.num_classes, len(data))
-        planned = plan(
-            config, expected, micro_batch_size=micro_batch_size or 32, utilisation=utilisation, recompute=recompute
-        )
+        micro = 32 if micro_batch_size is None else micro_batch_size
+        planned = plan(config, expected, micro_batch_size=micro, utilisation=utilisation, recompute=recompute)
         print(as_json(planned) if json else as_table(planned))
         return
     if latents is None or out is None:

@@ -9,9 +9,10 @@ Under torchrun process r of n writes shards r, r + n, r + 2n, ...; the first one
 are the same whoever writes it. Images are decoded in threads while the representation works on earlier ones, and a
 shard is written while it works on the next.
 
-Bad input leaves nothing behind that the same call has begun, but for whole shards before a broken image: started again
-with `skip_broken` the encoding goes on. Which images are held out does not depend on the broken ones, and whole shards
-end before the first of them. skipped.json names them by their index in the source.
+Bad input leaves nothing behind that the same call has begun, but for whole shards where an image is broken, and for
+what several processes have begun: started again with `skip_broken` the encoding goes on. Which images are held out does
+not depend on the broken ones, and only shards that end before the first of them are kept. skipped.json names them by
+their index in the source.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ from jlt.data.batches import cut, read_batches, read_ranges
 from jlt.data.hub import find_checkpoint
 from jlt.data.images import BrokenImage, quiet
 from jlt.data.representations import Pixels, Representation, fit_patch_pca, image_batch, load_representation
-from jlt.data.shards import MANIFEST, Affine, open_latents, read_manifest
+from jlt.data.shards import MANIFEST, SPLITS, Affine, open_latents, read_manifest, shard_name
 from jlt.data.sources import Source, Subset, held_out_indices, open_source
 from jlt.data.writing import (
     fit_affine,
@@ -44,6 +45,7 @@ from jlt.data.writing import (
     moments,
     read_summaries,
     read_summary,
+    summary_path,
     to_half,
     write_manifest,
     write_shard,
@@ -164,7 +166,7 @@ def encode(
             try:
                 fill(out, opened, settings, batch_size, where, processes, announce, given)
             except ValueError as error:  # bad input, met by another setting or another source: what is there is no use
-                if isinstance(error, BrokenImage) and any(out.glob("*/*.safetensors")):
+                if isinstance(error, BrokenImage) and any(out.glob("*/shard-*.safetensors")):
                     raise
                 made = ("train", "held-out", "representation", "skipped.json", "encoding.json")
                 for path in [out / name for name in made] if existed else [out]:
@@ -188,6 +190,8 @@ def fill(
     def prepare() -> dict[str, list[int]]:
         for folder in (out, out / "representation", out / "train", out / "held-out"):
             files.remove_temporaries(folder)
+        if settings["skip_broken"] and not (out / "skipped.json").is_file():
+            skip_broken_images(opened, settings, out)
         parts = split_indices(opened, settings, out)
         if not parts["train"]:
             raise ValueError(f"{opened.spec} leaves 0 of {len(opened)} images to train on")
@@ -249,7 +253,7 @@ def fill(
 def split_indices(source: Source, settings: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     """Return which images of a source make up each split, in order, without the broken ones if they are skipped."""
     held_out = held_out_indices(source.labels(), int(settings["num_held_out"]))
-    broken = broken_images(source, folder / "skipped.json") if settings["skip_broken"] else []
+    broken = list(map(int, files.read_json(folder / "skipped.json"))) if settings["skip_broken"] else []
     training = np.setdiff1d(np.arange(len(source)), held_out)
     return {"train": np.setdiff1d(training, broken).tolist(), "held-out": np.setdiff1d(held_out, broken).tolist()}
 
@@ -262,22 +266,32 @@ def read_settings(out: Path) -> dict[str, Any]:
     return found
 
 
-def broken_images(source: Source, path: Path) -> list[int]:
-    """Return the indices of the images that cannot be decoded, which the file `path` names, or will name."""
-    if not path.is_file():
-        scan = tqdm(total=len(source), desc="looking for broken images", unit="image", disable=None)
-        reasons = {}
-        with ThreadPoolExecutor() as pool, quiet():
-            for span in cut(0, len(source), 1024):
-                for index, reason in zip(span, pool.map(lambda i: why_broken(source, i), span), strict=True):
-                    if reason:
-                        reasons[str(index)] = reason
-                scan.update(len(span))
-        scan.close()
-        if len(reasons) == len(source):
-            raise ValueError(f"all {len(source)} images cannot be decoded")
-        files.write_json(path, reasons)
-    return sorted(int(index) for index in files.read_json(path))
+def skip_broken_images(source: Source, settings: dict[str, Any], out: Path) -> None:
+    """Name the images that cannot be decoded in skipped.json, after removing the shards that do not end before them.
+
+    Another process than the one that met a broken image may have written such shards, which will hold other images.
+    """
+    scan = tqdm(total=len(source), desc="looking for broken images", unit="image", disable=None)
+    reasons = {}
+    with ThreadPoolExecutor() as pool, quiet():
+        for span in cut(0, len(source), 1024):
+            for index, reason in zip(span, pool.map(lambda i: why_broken(source, i), span), strict=True):
+                if reason:
+                    reasons[str(index)] = reason
+            scan.update(len(span))
+    scan.close()
+    if len(reasons) == len(source):
+        raise ValueError(f"all {len(source)} images cannot be decoded")
+    for split, indices in split_indices(source, settings | {"skip_broken": False}, out).items():
+        before = next((k for k, index in enumerate(indices) if str(index) in reasons), None)
+        if before is not None:
+            for k in range(before // settings["shard_size"], -(-len(indices) // settings["shard_size"])):
+                for path in (out / split / shard_name(k), summary_path(out / split, k)):
+                    files.remove(path)
+    if reasons:
+        for split in SPLITS:
+            files.remove(out / split / MANIFEST)
+    files.write_json(out / "skipped.json", reasons)
 
 
 def why_broken(source: Source, index: int) -> str | None:

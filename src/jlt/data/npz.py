@@ -57,7 +57,7 @@ def open_npz(path: str, image_size: int | None = None, upscale: bool = False) ->
             f"{path}: images are {array.shape[1]} x {array.shape[2]}, not {image_size} x {image_size}; "
             "images of a .npz file are taken as they are"
         )
-    return NpzImages(f"npz:{path}", array, files.fingerprint([checksum, list(array.shape)]))
+    return NpzImages(f"npz:{Path(path).absolute()}", array, files.fingerprint([checksum, list(array.shape)]))
 
 
 def map_array(path: Path) -> tuple[np.ndarray, int]:

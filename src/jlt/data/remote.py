@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from jlt import files
 
+ABANDONED = 86_400  # seconds since anything was written to a file that is being fetched
 VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "blob_id")  # what stores call the identity of a file's content
 T = TypeVar("T")
 
@@ -221,12 +223,14 @@ class Cache:
         return self.total + self.reserved + size <= self.limit
 
     def measure(self) -> Iterator[tuple[int, int, str]]:
-        """Yield time of last use, bytes, and path of each file kept."""
+        """Yield time of last use, bytes, and path of each file kept; remove what killed processes left half-fetched."""
         for folder in os.scandir(self.folder) if self.folder.is_dir() else ():
             for entry in os.scandir(folder):
-                if not entry.name.startswith(files.TEMPORARY):
-                    with contextlib.suppress(FileNotFoundError):  # another process may have removed it
+                with contextlib.suppress(FileNotFoundError):  # another process may have removed it
+                    if not entry.name.startswith(files.TEMPORARY):
                         yield entry.stat().st_mtime_ns, entry.stat().st_size, entry.path
+                    elif entry.stat().st_mtime < time.time() - ABANDONED:
+                        os.unlink(entry.path)
 
 
 @functools.cache

@@ -165,6 +165,9 @@ def fit_patch_pca(images: Iterable[UInt8[Tensor, "b c h w"]], stride: int = 4, c
     count, total, second, image_channels = 0, torch.zeros(()), torch.zeros(()), 0
     for batch in images:
         image_channels = batch.shape[1]
+        size = image_channels * stride**2
+        if channels is not None and not 1 <= channels <= size:
+            raise ValueError(f"channels must be in [1, {size}] for {stride} x {stride} patches, got {channels}")
         # sums of whole numbers below 2^53 are exact, so neither batches nor threads change a bit of the fit
         patches = cut_patches(batch.double(), stride).flatten(0, 2)
         count += len(patches)
@@ -174,18 +177,14 @@ def fit_patch_pca(images: Iterable[UInt8[Tensor, "b c h w"]], stride: int = 4, c
     mean = total / count
     eigenvalues, basis = torch.linalg.eigh((second / count - torch.outer(mean, mean)) / 127.5**2)
     eigenvalues, basis = eigenvalues.flip(0).clamp(min=0), basis.flip(1)
-    size = len(mean)
-    kept = size if channels is None else channels
-    if not 1 <= kept <= size:
-        raise ValueError(f"channels must be in [1, {size}] for {stride} x {stride} patches, got {channels}")
     # an eigenvector's sign is arbitrary: make its largest entry positive
     signs = basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
     return PatchPCA(
         image_channels,
         stride,
         (mean / 127.5 - 1).float(),
-        (basis * signs)[:, :kept].float().contiguous(),
-        eigenvalues[:kept].float(),
+        (basis * signs)[:, :channels].float().contiguous(),
+        eigenvalues[:channels].float(),
     )
 
 

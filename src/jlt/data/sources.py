@@ -136,8 +136,9 @@ def held_out_indices(labels: Int[np.ndarray, " n"], num_held_out: int) -> Int[np
         raise ValueError(
             f"{num_held_out} of {len(labels)} images cannot be held out; at least 1 must be left to train on"
         )
-    generator = np.random.default_rng(0)
-    by_class = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    generator, place = np.random.default_rng(0), np.empty(len(labels), dtype=np.int64)
+    counts = np.unique(labels, return_counts=True)[1]
+    for members in np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1]):
+        place[generator.permutation(members)] = np.arange(len(members))
     # the images in rounds: the first of each class, the second of each, ...
-    rounds = sorted((rank, k, int(i)) for k, members in enumerate(by_class) for rank, i in enumerate(members))
-    return np.array(sorted(i for _, _, i in rounds[:num_held_out]), dtype=np.int64)
+    return np.sort(np.lexsort((labels, place))[:num_held_out])

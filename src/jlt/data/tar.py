@@ -13,6 +13,7 @@ MAX_TEXT, and archives that are cut, have no end mark, or go on after it.
 """
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -74,11 +75,13 @@ def open_tar(path: str, image_size: int | None = None, upscale: bool = False) ->
 
 
 def find_shards(path: str) -> list[File]:
-    """List the shards that a path, a folder, or a pattern names."""
-    expanded = list(braces(path))
+    """List the shards that a path, a folder, or a pattern names; what exists is no pattern."""
+    literal = os.path.exists(path)
+    expanded = [path] if literal else list(braces(path))
     if len(expanded) > 1:
         return [remote.file_at(each) for each in expanded]
-    shards = remote.matching(path) if re.search(r"[*?\[]", path) else remote.list_files(path, "*.tar")
+    pattern = not literal and re.search(r"[*?\[]", path)
+    shards = remote.matching(path) if pattern else remote.list_files(path, "*.tar")
     if not shards:
         raise ValueError(f"{path} names no tar file")
     return shards

@@ -20,7 +20,6 @@ model. `MAPPING` turns their names into ours:
 """
 
 import argparse
-import pickle
 import re
 import warnings
 import zipfile
@@ -76,7 +75,10 @@ class AuthorsCheckpoint:
 
 
 def read(path: Path) -> AuthorsCheckpoint:
-    """Read a released checkpoint; a file that needs any class but argparse.Namespace is refused unread."""
+    """Read a released checkpoint.
+
+    A file that needs any class but argparse.Namespace is refused unread; it and any other file are a ValueError.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is not a file; an authors' checkpoint is one .pth file")
     refuse_bomb(path)
@@ -84,24 +86,33 @@ def read(path: Path) -> AuthorsCheckpoint:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols other than theirs, which are refused or read as well
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler's are of any kind: a KeyError of text, an IndexError of nothing
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a checkpoint that may be loaded without running code: {reason}") from None
     expected = {"model", "model_ema1", "model_ema2", "epoch"}
     if not isinstance(data, dict) or not expected <= data.keys():
-        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{path} holds {found}, an authors' checkpoint holds {sorted(expected)}")
-    model, ema1, ema2 = (rename(data[key]) for key in ("model", "model_ema1", "model_ema2"))
-    return AuthorsCheckpoint(
-        model, ema1, ema2, data["model"]["net.x_embedder.proj.weight"].shape[-1], int(data["epoch"])
-    )
+    try:
+        model, ema1, ema2 = (rename(data[key]) for key in ("model", "model_ema1", "model_ema2"))
+        patch_size = data["model"]["net.x_embedder.proj.weight"].shape[-1]
+        opened = AuthorsCheckpoint(model, ema1, ema2, patch_size, int(data["epoch"]))
+        opened.config(patch_size)
+    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not laid out as the authors' checkpoints are: {error}") from None
+    return opened
 
 
 def refuse_bomb(path: Path) -> None:
     """Raise a ValueError for an archive that would unpack to more than it weighs; PyTorch compresses none."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked, weight = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked, weight = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is a damaged archive: {error}") from None
         if unpacked > weight:
             raise ValueError(
                 f"{path} has {weight} bytes and would unpack to {unpacked}; a checkpoint is not compressed"

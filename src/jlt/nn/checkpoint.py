@@ -316,14 +316,18 @@ def read(folder: Path) -> Checkpoint:
         if not all(isinstance(text, str) for pair in header["files"].items() for text in pair):
             raise TypeError("files must map names to hashes")
         opened.step, opened.config, opened.decays, opened.lengths  # noqa: B018
-    except (TypeError, AttributeError, OverflowError) as error:
+    except (TypeError, AttributeError, OverflowError, ValueError) as error:
         raise ValueError(f"{folder / HEADER} has a malformed entry: {error}") from None
     return opened
 
 
 def list_steps(run: Path, kind: str = "checkpoints") -> dict[int, Path]:
-    """Return a run's checkpoint folders by step, or those of another `kind`: "ema", its snapshots."""
-    return {int(path.name.removeprefix("step-")): path for path in sorted((run / kind).glob("step-*"))}
+    """Return a run's checkpoint folders by step, or those of another `kind`: "ema", its snapshots.
+
+    What is not named as `folder_of` names it, such as a copy that someone keeps beside them, is left alone.
+    """
+    found = ((path.name.removeprefix("step-"), path) for path in sorted((run / kind).glob("step-*")))
+    return {int(step): path for step, path in found if step.isdecimal() and path.is_dir()}
 
 
 def folder_of(run: Path, step: int, kind: str = "checkpoints") -> Path:

@@ -119,10 +119,9 @@ class Projected:
 
     def __call__(self, y: Tensor, other: Tensor, z: Tensor, t: float, scale: float) -> Tensor:
         """Guide."""
-        det = self.target.det(t)
-        if not isinstance(det, Tensor) and det == 0:
+        if undetermined(self.target, t):
             return extrapolated(y, other, z, t, scale)
-        per_y = fitted(-(1 - t) / det, y)  # dx / dy
+        per_y = fitted(-(1 - t) / self.target.det(t), y)  # dx / dy
         change = per_y * (y - other)
         if self.before is not None:
             change = change + self.momentum * self.before
@@ -133,6 +132,12 @@ class Projected:
         x = convert(y, z, t, self.target, TARGETS["x"])
         along = sums(change * x) / sums(x.square()).clamp(min=torch.finfo(y.dtype).tiny) * x
         return y + (scale - 1) / per_y * (change + (self.eta - 1) * along)
+
+
+def undetermined(target: Target, t: float) -> bool:
+    """Return whether a target's det is 0, so that it gives no other target; one by channel is 0 nowhere."""
+    det = target.det(t)
+    return not isinstance(det, Tensor) and det == 0
 
 
 def sums(z: Tensor) -> Tensor:
@@ -182,6 +187,8 @@ def parse_guidance(text: str) -> tuple[str, str, dict[str, float]]:
             options[key] = math.nan
         if not math.isfinite(options[key]):
             raise ValueError(f"guidance {text!r}: {key} must be a finite number, got {value!r}")
+        if key in ("threshold", "until") and options[key] < 0:
+            raise ValueError(f"guidance {text!r}: {key} must be at least 0, got {value!r}")
     return name, schedule, options
 
 
@@ -221,7 +228,7 @@ class Guided:
             return self.passes(z, t, label)
         if self.guide is not None:
             y, source = self.passes(z, t, label), self.guide.target
-            if source.name != self.target.name and source.det(t) == 0:
+            if source.name != self.target.name and undetermined(source, t):
                 return y
             other = convert(self.guide.passes(z, t, label), z, t, source, self.target)
             return self.rule(y, other, z, t, scale)
@@ -246,8 +253,8 @@ def guided(
     """Wrap a network that predicts `target` in guidance; scale 1 is the network itself, to the bit and at one pass.
 
     `guidance` is a key of GUIDANCE, perhaps with options; "auto" is autoguidance (Karras et al., arXiv 2406.02507) and
-    needs a `guide`. Raises ValueError for a reversed or outlying interval, for unknown options, and for guidance that
-    lacks what it compares with: classes or a guide.
+    needs a `guide`. Raises ValueError for a reversed or outlying interval, a scale that is not finite, unknown or
+    impossible options, and for guidance that lacks what it compares with: classes or a guide.
     """
     low, high = interval
     if not 0 <= low < high <= 1:
@@ -255,6 +262,8 @@ def guided(
     name, schedule, options = parse_guidance(guidance)
     if (name == "auto") != (guide is not None):
         raise ValueError(f"guidance {name!r} {'needs a guide' if guide is None else 'takes no guide, auto does'}")
+    if not math.isfinite(scale):
+        raise ValueError(f"the guidance scale must be finite, got {scale}")
     if scale == 1:
         return passes
     if num_classes == 0 and guide is None:
@@ -285,7 +294,6 @@ class Field:
         self.evaluations += 1
         y = self.predict(z, t, self.label)
         v = velocity(self.target, y, z, t, self.floor)
-        det = self.target.det(t)
-        if not isinstance(det, Tensor) and det == 0 and self.target.name != "x":
+        if undetermined(self.target, t) and self.target.name != "x":
             return Prediction(v, z + (1 - t) * v)
         return Prediction(v, convert(y, z, t, self.target, TARGETS["x"]))

@@ -103,12 +103,20 @@ class Generator:
         if how.guide is not None:
             self.check_guide(how.guide)
         self.predictor(how)
+        if not 0 <= (floor := self.floor(how)) < math.inf:
+            raise ValueError(f"floor must be at least 0 and finite, got {floor}")
         if how.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {how.batch_size}")
         if len(labels) < 1:
             raise ValueError("there are 0 labels, each image needs one")
         if classes and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise ValueError(f"labels must be in [0, {classes}], got {int(labels.min())} to {int(labels.max())}")
+
+    def check_latents(self, what: str, latents: Tensor, labels: Int[Tensor, " n"]) -> None:
+        """Raise a ValueError for latents or noise of another shape than one of the model's for each label."""
+        expected = (len(labels), *self.model.config.shape)
+        if latents.shape != expected:
+            raise ValueError(f"the shape of {what} is {tuple(latents.shape)}, expected {expected}")
 
     def check_guide(self, guide: "Generator") -> None:
         """Raise a ValueError for a guide of other latents, classes or noise."""
@@ -143,6 +151,11 @@ class Generator:
     def floor(self, how: Making) -> float:
         """Return the bound on |det| in the velocity: the one asked for, or that of training."""
         return float(self.header["floor"]) if how.floor is None else float(how.floor)
+
+    def field(self, predict: Predictor, label: Int[Tensor, " b"], how: Making) -> Field:
+        """Return the field that a predictor gives for these labels, which an unconditional model does not see."""
+        device = next(self.model.parameters()).device
+        return Field(predict, self.target, label.to(device) if self.model.config.num_classes else None, self.floor(how))
 
     def noise(
         self, seed: int, index: Int[Tensor, " b"], stream: Stream = Stream.SAMPLE_NOISE, step: int = 0
@@ -212,17 +225,17 @@ class Generator:
         how = Making(seed, solver, grid, steps, scale, interval, guidance, guide, batch_size, floor)
         label = torch.as_tensor(labels, dtype=torch.int64)
         self.check(label, how)
-        if noise is not None and noise.shape != (len(label), *self.model.config.shape):
-            raise ValueError(f"noise is {tuple(noise.shape)}, expected {(len(label), *self.model.config.shape)}")
+        if noise is not None:
+            self.check_latents("noise", noise, label)
         solve, times, device = find_solver(solver), time_grid(grid, steps), next(self.model.parameters()).device
         start, evaluations, passes = time.perf_counter(), 0, 0
         latents, images = [], []
         bar = tqdm(total=len(label), desc="sampling", unit="image", disable=None if progress else True)
         for first in range(0, len(label), batch_size):
-            chunk = label[first : first + batch_size].to(device)
+            chunk = label[first : first + batch_size]
             index = torch.arange(first, first + len(chunk), device=device) + first_index
             predict, networks = self.predictor(how)
-            field = Field(predict, self.target, chunk, self.floor(how))
+            field = self.field(predict, chunk, how)
             draw = functools.partial(self.noise, seed, index, Stream.SOLVER_NOISE)
             with torch.no_grad():
                 z = self.noise(seed, index) if noise is None else noise[first : first + len(chunk)].to(device)
@@ -279,17 +292,23 @@ def load(
     if target is not None:
         raise ValueError(f"target is {target}, but {path} is no authors' file: a checkpoint states its own")
     opened = checkpoint.read(find_checkpoint(path))
-    header = dict(opened.header)
-    missing = {"target", "floor", "latents"} - header.keys()
+    header, stated = dict(opened.header), opened.folder / checkpoint.HEADER
+    missing = {"name", "target", "floor", "latents"} - header.keys()
     if missing:
-        raise ValueError(f"{opened.folder / checkpoint.HEADER} lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"{stated} lacks {', '.join(sorted(missing))}")
+    try:
+        known, affine = known_target(header["target"]), Affine.stated(header["latents"]["affine"])
+        names = None if (given := header["latents"]["class_names"]) is None else tuple(map(str, given))
+        float(header["floor"]), float(header.get("noise_scale", 1.0))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{stated} has a malformed entry: {error}") from None
+    if names is not None and len(names) != opened.config.num_classes:
+        raise ValueError(f"{stated} names {len(names)} classes, its model has {opened.config.num_classes}")
+    check_channels(known, opened.config.shape[0])
     name = opened.resolve(weights)
     model = opened.load_model(weights).to(open_device(device)).eval().requires_grad_(False)
-    target_of_network = known_target(header["target"])
-    check_channels(target_of_network, model.config.shape[0])
     if compile:
         model.compile_blocks()
-    names = header["latents"]["class_names"]
     representation = load_representation(opened.folder / "representation")
     if decoder is not None:
         if not isinstance(representation, Autoencoder):
@@ -297,10 +316,10 @@ def load(
         representation = representation.with_decoder(decoder)
     return Generator(
         model=model,
-        target=target_of_network,
+        target=known,
         representation=representation,
-        affine=Affine.stated(header["latents"]["affine"]),
-        class_names=None if names is None else tuple(names),
+        affine=affine,
+        class_names=names,
         header=header,
         weights=name,
         fingerprint=opened.fingerprint(name)[:16],

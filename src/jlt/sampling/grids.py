@@ -36,7 +36,10 @@ def time_grid(name: str, steps: int) -> list[float]:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     family, value = parse("grid", name, {key: row.value for key, row in GRIDS.items()})
-    times = [0.0, *(GRIDS[family].time(i, steps, value) for i in range(1, steps)), 1.0]
+    try:
+        times = [0.0, *(GRIDS[family].time(i, steps, value) for i in range(1, steps)), 1.0]
+    except ArithmeticError as error:
+        raise ValueError(f"grid {name!r} cannot be worked out: {error}") from None
     if any(end <= start for start, end in itertools.pairwise(times)):
         raise ValueError(f"grid {name!r} has steps of no length at {steps} steps")
     return times

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jlt.sampling.field import Field, Prediction
+from jlt.sampling.field import Prediction
 from jlt.sampling.generator import Generator, Making
 from jlt.sampling.grids import time_grid
 from jlt.sampling.solvers import AnyField
@@ -39,15 +39,17 @@ def invert(
 ) -> Float[Tensor, "n c h w"]:
     """Return the noise from which the unguided model makes these normalised latents, up to the solver's error.
 
-    A solver that draws noise has no way back and is a ValueError.
+    Latents and labels of other shapes than the model's and each other's, and a solver that draws noise, which has no
+    way back, are a ValueError.
     """
     solve, label = find_solver(solver), torch.as_tensor(labels, dtype=torch.int64)
     if solve.stochastic:
         raise ValueError(f"solver {solver!r} draws noise, so it cannot be followed back")
     how = Making(solver=solver, grid=grid, steps=steps)
     generator.check(label, how)
+    generator.check_latents("latents", latents, label)
     device = next(generator.model.parameters()).device
-    field = Field(generator.passes(), generator.target, label.to(device), generator.floor(how))
+    field = generator.field(generator.passes(), label, how)
     times = [1 - t for t in reversed(time_grid(grid, steps))]
     with torch.no_grad():
         return solve(backwards(field), latents.to(device), times).cpu()

@@ -115,6 +115,11 @@ def batch_path(out: Path, k: int) -> Path:
     return out / f"images-{k:05d}.safetensors"
 
 
+def batch_paths(out: Path) -> list[Path]:
+    """Return the batches that are there, in order: names grow longer from the 100,000th on."""
+    return sorted(out.glob("images-*.safetensors"), key=lambda path: (len(path.name), path.name))
+
+
 def write_batch(path: Path, made: Samples) -> None:
     """Store a batch, and what it took."""
     took = {"seconds": f"{made.seconds:.4f}"}
@@ -137,7 +142,7 @@ def batch(
 def finish(out: Path, asked: Mapping[str, Any], state: bool = True) -> Spent:
     """Return what all batches took, and state it in the folder."""
     counts = []
-    for path in sorted(out.glob("images-*.safetensors")):
+    for path in batch_paths(out):
         with safe_open(path, framework="pt") as file:
             counts.append(file.metadata())
     evaluations, passes = (max(int(each[name]) for each in counts) for name in ("evaluations", "network_passes"))
@@ -150,7 +155,7 @@ def finish(out: Path, asked: Mapping[str, Any], state: bool = True) -> Spent:
 
 def stored(out: Path) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b _ _ _"]]]:
     """Read a folder's images and latents batch by batch, in order."""
-    for path in sorted(out.glob("images-*.safetensors")):
+    for path in batch_paths(out):
         with safe_open(path, framework="pt") as file:
             yield file.get_tensor("images"), file.get_tensor("latents")
 

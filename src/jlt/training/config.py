@@ -108,21 +108,29 @@ class TrainConfig:
         files.choose("loss weight", self.loss_weight, WEIGHTS)
         files.choose("dtype", self.dtype, dict.fromkeys(DTYPES))
         at_least(1, self, "steps", "batch_size", "patch_size", "save_every", "keep_last")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         at_least(
-            0, self, "warmup_steps", "decay_steps", "weight_decay", "held_out_every", "keep_every", "snapshot_every",
-            "floor", "seed", "bottleneck", "in_context_tokens", "in_context_start",
+            0, self, "warmup_steps", "decay_steps", "held_out_every", "keep_every", "snapshot_every", "seed",
+            "bottleneck", "in_context_tokens", "in_context_start",
         )  # fmt: skip
-        if not 0 < self.noise_scale < math.inf:
-            raise ValueError(f"noise_scale must be above 0 and finite, got {self.noise_scale}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("learning_rate", "clip", "noise_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        for name in ("weight_decay", "floor"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        for name, shares in {"dropout": (self.dropout,), "betas": self.betas, "ema_decays": self.ema_decays}.items():
+            if outside := [share for share in shares if not 0 <= share < 1]:
+                raise ValueError(f"{name} must be in [0, 1), got {outside[0]}")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2^64, got {self.seed}")
         if not 0 <= self.label_drop <= 1:
             raise ValueError(f"label_drop must be in [0, 1], got {self.label_drop}")
         for length in self.ema_lengths:
             exponent(length)
+        for name in ("ema_decays", "ema_lengths"):
+            values = getattr(self, name)
+            if len({f"{value:g}" for value in values}) < len(values):  # by which files are named
+                raise ValueError(f"{name} must differ in six digits, got {', '.join(map(str, values))}")
         architecture(self.size)
 
     def model(self, shape: tuple[int, int, int], num_classes: int) -> TransformerConfig:

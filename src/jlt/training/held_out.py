@@ -25,10 +25,13 @@ def held_out_losses(
 ) -> dict[str, list[float]]:
     """Return, for each space, the mean loss in ten equal bins of t, with the same noise and times for every run.
 
-    Each image is seen at `draws` times, in different bins, with its own label. Processes divide them, and all get the
-    result; fewer of them than there are processes are seen by every one.
+    Each image is seen at `draws` times, in different bins, with its own label; so few images that a bin would stay
+    empty are seen in all ten. Processes divide them, and all get the result; fewer of them than there are processes are
+    seen by every one.
     """
     count = min(len(latents), max_images)
+    if count < -(-BINS // draws):
+        draws = BINS
     divided = processes if processes.count <= count * draws else Processes()
     sums = {space: torch.zeros(BINS, dtype=torch.float64) for space in TARGETS}
     filled = torch.zeros(BINS, dtype=torch.float64)
@@ -36,7 +39,7 @@ def held_out_losses(
     serial, parts = share(count * draws, batch_size, divided)
     for part in serial.tensor_split(parts):
         index, draw = part % count, part // count
-        bins = (index + draw * (BINS // draws)) % BINS  # neighbours, often of one class, go to different bins
+        bins = (index + draw * BINS // draws) % BINS  # neighbours, often of one class, go to different bins
         t = (bins + (part % 97 + 0.5) / 97) / BINS
         x = latents.gather(index).to(device)
         eps = config.noise_scale * random.normal(0, Stream.HELD_OUT_NOISE, 0, part, x.shape[1:]).to(device)

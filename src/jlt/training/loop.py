@@ -376,7 +376,9 @@ def refuse_changes(saved: dict[str, Any], asked: dict[str, Any], run: Path) -> N
     """Raise a ValueError that lists the settings that differ and may not."""
     names = [n for n in {**saved, **asked} if n not in MAY_CHANGE and saved.get(n) != asked.get(n)]
     if names:
-        differences = "; ".join(f"{name} is {saved.get(name)} there and {asked.get(name)} here" for name in names)
+        differences = "; ".join(
+            f"{name} is {saved.get(name)!s:.200} there and {asked.get(name)!s:.200} here" for name in names
+        )
         raise ValueError(f"{run} was started with other settings: {differences}")
 
 

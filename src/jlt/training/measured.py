@@ -49,6 +49,8 @@ def settle(config: TrainConfig, latents: Latents, run: Path | None = None) -> tu
 
     A run that was begun with the same choice has made it.
     """
+    if config.loss_space != CHANNELS:
+        check_channels(target(config.loss_space), latents.shape[0])
     if config.target not in MEASURES:
         check_channels(target(config.target), latents.shape[0])
         return config.target, ""

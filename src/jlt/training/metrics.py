@@ -51,7 +51,10 @@ class Metrics:
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run wrote after its last checkpoint: it will be written again."""
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        try:
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} has a line that is no JSON object with a step: {error}") from None
         if kept != lines:
             files.write_bytes(self.path, "".join(kept).encode())
         for line in kept:
@@ -60,7 +63,7 @@ class Metrics:
 
     def compare(self, line: Line) -> bool:
         """Note a line's score; return whether it is the best so far."""
-        if "score" not in line or not line["score"] < self.best[0]:
+        if line.get("score") is None or not line["score"] < self.best[0]:  # what was not finite comes back as None
             return False
         self.best = (line["score"], line["step"])
         return True
@@ -74,7 +77,8 @@ class Metrics:
         lines, self.waiting = read_numbers(self.waiting), []
         if self.processes.rank == 0:
             with self.path.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+            files.sync(self.path)  # before the checkpoint that these lines lead up to
             for line in lines:
                 self.sink(line)
         for line in lines:
@@ -101,6 +105,10 @@ def read_numbers(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     numbers = iter(torch.stack(tensors).tolist() if tensors else [])
 
     def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
         number = next(numbers) if isinstance(value, Tensor) else value
         return None if isinstance(number, float) and not math.isfinite(number) else number
 

@@ -111,7 +111,8 @@ def training_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate_at(step)
-    mean, at = torch.zeros((), device=batch.x.device), torch.tensor(step, device=batch.x.device)
+    # filled on the device: a number that is copied there, as torch.tensor does, waits for all that runs
+    mean, at = torch.zeros((), device=batch.x.device), torch.full((), step, device=batch.x.device)
     for i, part in enumerate(batch.split(micro_batches)):
         share = len(part.t) / config.batch_size
         if not share:  # others have one more, and the parts of the model are gathered by all processes together
