@@ -19,23 +19,38 @@ same; what each gives at a scale tuned for itself is a table of its own.
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from jlt import files
-from jlt.data import open_latents
+from jlt.data import load_representation, open_latents
 from jlt.evaluation import records
+from jlt.evaluation.features import open_extractor
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
-from jlt.experiments.evaluate import Judge, Sampling, json_ready, measure, prepare_judge, save_grid
+from jlt.experiments.evaluate import (
+    Judge,
+    Sampling,
+    balanced_labels,
+    json_ready,
+    measure,
+    prepare_judge,
+    save_grid,
+)
 from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.sweep import Factors, sweep
+from jlt.flow import TARGETS
+from jlt.nn import Transformer, checkpoint
+from jlt.sampling import Generator
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.held_out import BINS
+from jlt.training.loop import describe, refuse_changes
 from jlt.training.measured import settle
 from jlt.training.metrics import tell
 
@@ -117,7 +132,10 @@ def compare(
     comparison = Comparison(latents, out, base, tuple(variants), sampling, extractor, tuple(tune), tune_images)
     check(comparison)
     comparison = settled(comparison)
+    check_runs(comparison)
     variants = comparison.variants
+    mine = placement.share(variants, share)
+    placement.check(devices)
     for reason in comparison.reasons:
         tell(reason)
     described: dict[str, Any] = {"factors": comparison.factors, "runs": [comparison.settings(v) for v in variants]}
@@ -125,7 +143,7 @@ def compare(
     described |= {"tune": comparison.tune, "tune_images": tune_images}
     described |= {"auto": comparison.reasons} if comparison.reasons else {}
     files.claim(out / "runs", "comparison.json", described, "a comparison")
-    missing = [v for v in placement.share(variants, share) if not record_path(comparison, v).is_file()]
+    missing = [v for v in mine if not record_path(comparison, v).is_file()]
     placement.spread(functools.partial(make_run, comparison), missing, devices, out / "runs")
     if all(record_path(comparison, variant).is_file() for variant in variants):
         conclude(comparison, kind, title)
@@ -161,12 +179,35 @@ def check(comparison: Comparison) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{names.count(twice[0])} runs are {twice[0]}, each combination of settings is one run")
     seen: dict[str, Path] = {}
-    for folder in dict.fromkeys(comparison.data(variant) for variant in comparison.variants):
+    for folder in dict.fromkeys([comparison.latents, *map(comparison.data, comparison.variants)]):
         sources = [open_latents(folder, split).manifest.source for split in ("train", "held-out")]
         seen.setdefault("-".join(f"{source['source_fingerprint']} {source['images']}" for source in sources), folder)
     if len(seen) > 1:
         first, second, *_ = seen.values()
         raise ValueError(f"{first} and {second} hold latents of different images, a comparison takes the same ones")
+
+
+def check_runs(comparison: Comparison) -> None:
+    """Raise a ValueError for runs that could not be trained or measured as asked, or were made of other latents."""
+    open_extractor(comparison.extractor)
+    if comparison.tune:
+        tuning(comparison)
+    sampling = comparison.sampling
+    making = sampling.making(open_latents(comparison.latents).num_classes)
+    for variant in comparison.variants:
+        config, folder = comparison.config(variant), comparison.data(variant)
+        data, run = open_latents(folder), comparison.out / "runs" / comparison.name(variant)
+        header = describe(config, data, None, config.target)
+        if checkpoint.list_steps(run):
+            refuse_changes(checkpoint.read(run).header["latents"], json.loads(json.dumps(header["latents"])), run)
+        kept = [f"ema-{decay:g}" for decay in config.ema_decays] + [f"power-{k:g}" for k in config.ema_lengths]
+        files_of_run = {f"{name}.safetensors": "" for name in ["model", *kept]}
+        checkpoint.Checkpoint(run, {"files": files_of_run}).resolve(sampling.weights)
+        with torch.device("meta"):
+            model = Transformer(config.model(data.shape, data.num_classes))
+        representation, affine = load_representation(folder / "representation"), data.manifest.affine
+        untrained = Generator(model, TARGETS["x"], representation, affine, data.manifest.class_names, header, "", "")
+        untrained.check(balanced_labels(sampling.num_images, data.num_classes), making)
 
 
 def record_path(comparison: Comparison, variant: Mapping[str, Any]) -> Path:
@@ -196,8 +237,8 @@ def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) ->
     records.write(dataclasses.replace(part, figures=figures), record_path(comparison, variant))
 
 
-def tune(comparison: Comparison, name: str, latents: Path, device: str) -> None:
-    """Find the best guidance scale of one run on other noise, and score it as all runs are."""
+def tuning(comparison: Comparison) -> tuple[Factors, Sampling]:
+    """Return the scales that are tried, and how: on other noise, and else as all runs are sampled."""
     sampling = comparison.sampling
     factors = Factors(
         scale=comparison.tune,
@@ -208,10 +249,16 @@ def tune(comparison: Comparison, name: str, latents: Path, device: str) -> None:
         grid=(sampling.grid,),
         guidance=(sampling.guidance,),
     )
-    few = dataclasses.replace(sampling, num_images=comparison.tune_images, seed=sampling.seed + 1)
+    return factors, dataclasses.replace(sampling, num_images=comparison.tune_images, seed=sampling.seed + 1)
+
+
+def tune(comparison: Comparison, name: str, latents: Path, device: str) -> None:
+    """Find the best guidance scale of one run, and score it as all runs are."""
+    factors, few = tuning(comparison)
     sweep(
         comparison.out / "runs" / name, comparison.out / "tuned" / name, factors, few, latents=latents,
-        extractor=comparison.extractor, full=sampling.num_images, final_seeds=(sampling.seed,), device=device,
+        extractor=comparison.extractor, full=comparison.sampling.num_images,
+        final_seeds=(comparison.sampling.seed,), device=device,
     )  # fmt: skip
 
 
