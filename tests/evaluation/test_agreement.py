@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +76,9 @@ def test_labels_that_do_not_fit_are_refused_with_both_values(digits):
         fit_classifier(images[:3], torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="images have 3 channels, the classifier was fitted on 1"):
         classifier(images[:3].repeat(1, 3, 1, 1))
+
+
+def test_without_scikit_learn_a_line_says_what_to_install(digits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.svm", None)
+    with pytest.raises(ValueError, match=r"pip install 'jlt\[evaluation\]'"):
+        fit_classifier(*digits)
