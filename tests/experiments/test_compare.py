@@ -1,5 +1,6 @@
 """The comparison's statistics, and where its runs are made."""
 
+import cProfile
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,12 @@ def test_every_item_is_made_on_its_device(devices: list[str], tmp_path: Path) ->
 def test_the_first_failure_on_any_device_is_raised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         placement.spread(Path.write_text, [tmp_path / "a", tmp_path / "absent" / "b"], ["cpu", "cpu"], tmp_path)
+
+
+def test_a_process_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    # a function of the standard library that runs its first argument, as a new process can import no test
+    with pytest.raises(ValueError, match=f"a process ended before its run, killed perhaps; {tmp_path} holds"):
+        placement.spread(cProfile.run, ["__import__('os')._exit(9)"], ["cpu", "cpu"], tmp_path)
 
 
 def test_a_device_that_is_not_here_is_refused_before_anything_is_made(tmp_path: Path) -> None:

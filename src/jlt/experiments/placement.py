@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +59,8 @@ def spread(work: Callable[[T, str], object], items: Sequence[T], devices: Sequen
         try:
             for done in tqdm(as_completed(waiting), total=len(items), desc="runs", unit="run", disable=None):
                 done.result()
+        except BrokenProcessPool:
+            raise ValueError(f"a process ended before its run, killed perhaps; {log} holds what it said") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
