@@ -16,11 +16,13 @@ from jlt.experiments import placement
 from jlt.experiments.compare import (
     Comparison,
     interval,
+    loss_figures,
     mean_figures,
     mean_over_seeds,
     over_seeds,
     paired_differences,
     settled,
+    smoothed,
     tokens_of,
 )
 from jlt.experiments.evaluate import Sampling
@@ -81,6 +83,23 @@ def test_a_column_draws_the_mean_of_its_seeds_curves() -> None:
     figure = mean_figures(over_seeds(RUNS))["loss"]
     assert figure.lines["x"] == ([1, 2], pytest.approx([149 / 3, 155 / 3]))
     assert list(figure.lines) == ["x", "v"]
+
+
+def test_a_column_draws_seeds_of_which_one_skipped_a_step() -> None:
+    def trained(seed: int, losses: list[float]) -> Record:
+        figures = loss_figures({f"x, seed {seed}": smoothed(losses)}, {})
+        return Record("evaluate", f"x, seed {seed}", {}, {"seed": seed, "target": "x"}, figures=figures)
+
+    runs = [trained(0, [1.0] * 1400), trained(1, [3.0] * 1399)]
+    steps, means = mean_figures(over_seeds(runs))["training loss"].lines["x"]
+    assert (len(steps), set(means)) == (100, {2.0})
+
+
+@given(st.integers(1, 1000))
+def test_a_curve_has_at_most_as_many_points_as_asked_for(count: int) -> None:
+    steps, means = smoothed([1.0] * count, 100)
+    assert len(steps) == len(means) <= 100
+    assert steps[-1] <= count
 
 
 def test_settings_joined_by_plus_vary_together_and_with_the_others_in_all_combinations() -> None:

@@ -399,15 +399,16 @@ def mean_figures(groups: Sequence[Sequence[Record]]) -> dict[str, Figure]:
     for group in groups:
         for name, figure in group[0].figures.items():
             lines = [line for run in group for line in run.figures[name].lines.values()]
-            mean = np.mean([y for _, y in lines], axis=0).tolist()
+            steps = lines[0][0]  # a seed with a skipped step has fewer losses
+            mean = np.mean([np.interp(steps, x, y) for x, y in lines], axis=0).tolist()
             earlier = figures[name].lines if name in figures else {}
-            figures[name] = dataclasses.replace(figure, lines={**earlier, seedless(group[0]): (lines[0][0], mean)})
+            figures[name] = dataclasses.replace(figure, lines={**earlier, seedless(group[0]): (steps, mean)})
     return figures
 
 
 def smoothed(losses: Sequence[float], points: int = 100) -> tuple[list[float], list[float]]:
     """Return (step, mean loss) over at most `points` equal stretches of training."""
-    stretch = max(1, len(losses) // points)
+    stretch = max(1, -(-len(losses) // points))
     means = [float(np.mean(losses[i : i + stretch])) for i in range(0, len(losses) - stretch + 1, stretch)]
     return [stretch * (i + 1) for i in range(len(means))], means
 
