@@ -345,11 +345,7 @@ def mean_over_seeds(group: Sequence[Record]) -> Record:
     first = dataclasses.replace(group[0], figures={})
     if len(group) == 1:
         return first
-    values = {}
-    for name, value in first.values.items():
-        each = [run.values[name].value for run in group]
-        same = Value(value.value, None, len(each), value.unit)
-        values[name] = same if len(set(each)) == 1 else records.mean_and_spread(each, value.unit)
+    values = records.over_seeds([run.values for run in group])
     settings = {name: value for name, value in first.settings.items() if name != "seed"}
     return dataclasses.replace(first, name=seedless(first), values=values, settings=settings, fingerprints={})
 
