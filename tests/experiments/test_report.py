@@ -18,6 +18,7 @@ from jlt.evaluation import records
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import plots
 from jlt.experiments.report import (
+    direction,
     format_value,
     leader,
     page,
@@ -270,6 +271,11 @@ def test_a_tie_has_no_leader_and_a_value_of_no_direction_neither(record):
     assert leader(FD, [jlt, jlt]) is None
     assert leader("training seconds", [jlt, dit]) is None
     assert leader(FD, [jlt]) is None
+
+
+def test_of_a_distance_over_fifths_no_way_is_better_on_any_features():
+    for name, way in (("FID", "lower"), (FD, "lower"), ("FID, over fifths of 9", ""), (f"{FD}, over fifths of 9", "")):
+        assert direction(name) == way
 
 
 def test_a_difference_within_the_spread_has_no_leader(record):

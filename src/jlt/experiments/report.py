@@ -28,7 +28,7 @@ from jlt.experiments import plots
 REFERENCE = "reference"
 MANY = 3  # parts: of more the summary tells the extremes
 WIDE = 8  # parts: of more the table has a row each
-# Which way is better, by a value's name up to its first bracket. Of other values no winner is named.
+# Which way is better, by a value's name without the features in brackets. Of other values no winner is named.
 BETTER = {
     **dict.fromkeys(["FD", "KD", "sFD", "FID", "KID", "sFID"], "lower"),
     **dict.fromkeys(["IS", "class agreement", "precision", "recall", "density", "coverage", "PSNR", "SSIM"], "higher"),
@@ -179,7 +179,7 @@ def _value_sentence(name: str, columns: Sequence[Record]) -> str:
 
 def direction(name: str) -> str:
     """Return "lower" or "higher", whichever is better for the value of that name, or nothing."""
-    return BETTER.get(name.split(" (")[0], "")
+    return BETTER.get(re.sub(r" \([^()]*\)$", "", name), "")
 
 
 def leader(name: str, parts: Sequence[Record]) -> Record | None:
