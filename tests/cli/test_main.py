@@ -385,6 +385,8 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["evaluate", "CHAIN/run", "CHAIN/latents", "--num-images", "0"], "num_images must be at least 2, got 0"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "tarrget=x,v"], "did you mean 'target'"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "target"], "takes name=value,value, got 'target'"),
+        (["evaluate", "CHAIN/run", "CHAIN/latents", "--out", "OUT", "--solver", "huen"], "unknown solver 'huen'"),
+        (["evaluate", "CHAIN/run", "CHAIN/latents", "--out", "OUT", "--device", "gpu9"], "gpu9"),
         ([*COMPARE, "--extractor", "vgg"], "unknown extractor 'vgg'"),
         ([*COMPARE, "--sampling.solver", "huen"], "unknown solver 'huen', did you mean 'heun'"),
         ([*COMPARE, "--sampling.weights", "0.7"], "unknown weights '0.7'"),

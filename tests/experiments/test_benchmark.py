@@ -26,6 +26,7 @@ from jlt.training import TrainConfig, train
 Fork = Callable[..., subprocess.CompletedProcess[str]]
 CONFIG = TrainConfig(size="1x16x2", steps=12, batch_size=6, warmup_steps=1, learning_rate=1e-2, ema_decays=(0.5,))
 SAMPLING = Sampling(num_images=31, steps=2, batch_size=6)
+IN_SIXES = Sampling(batch_size=6)
 
 
 def pictures(count: int, seed: int, size: int = 8) -> np.ndarray:
@@ -125,15 +126,15 @@ def test_images_score_the_same_from_a_folder_and_from_an_array(real: Path, tmp_p
     (tmp_path / "images").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "images" / f"{i:03d}.png")
-    from_array = benchmark(str(tmp_path / "images.npz"), real, tmp_path / "a", SAMPLING, "pixels")
-    from_folder = benchmark(str(tmp_path / "images"), real, tmp_path / "b", SAMPLING, "pixels", image_size=8)
+    from_array = benchmark(str(tmp_path / "images.npz"), real, tmp_path / "a", IN_SIXES, "pixels")
+    from_folder = benchmark(str(tmp_path / "images"), real, tmp_path / "b", IN_SIXES, "pixels", image_size=8)
     assert values(from_array) == values(from_folder)
     assert from_array is not None
     assert records.read(from_array).settings["image size"] == "8 x 8"
 
 
 def test_a_references_own_images_are_at_its_distance_0(real: Path, tmp_path: Path) -> None:
-    found = values(benchmark(str(real.parent / "images.npz"), real, tmp_path, SAMPLING, "pixels"))
+    found = values(benchmark(str(real.parent / "images.npz"), real, tmp_path, IN_SIXES, "pixels"))
     assert found["FD (pixels 8 x 8)"].value == pytest.approx(0, abs=1e-9)
     assert found["coverage (pixels 8 x 8)"].value == 1
 
@@ -182,6 +183,14 @@ def test_what_cannot_be_compared_is_one_line(run: Path, real: Path, tmp_path: Pa
         ([str(run)], "neither was given"),
         ([str(run), "--reference", str(real), "--seeds", "1", "1"], "seeds must differ, got 1, 1"),
         ([images, "--reference", str(real), "--out", "o", "--seeds", "0", "1"], "has neither latents nor seeds"),
+        ([images, "--reference", str(real), "--out", "o", "--seeds", "5"], "has neither latents nor seeds"),
+        (
+            [images, "--reference", str(real), "--out", "o", "--num-images", "50", "--steps", "9"],
+            "its images are all measured as they are, num_images, steps is for runs",
+        ),
+        ([images, "--reference", str(real), "--out", "o", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        ([str(run), "--reference", str(real), "--image-size", "9"], "is a run, whose images have their own size"),
+        ([str(run), str(run.parent / "latents"), "--image-size", "9"], "image_size is 9, but the images of a run"),
         ([images, "--reference", str(real)], "is no folder of a run; say with --out where its record goes"),
         ([images, "--reference", str(tmp_path / "absent.npz"), "--out", "o"], "jlt reference makes them"),
         (
@@ -195,6 +204,7 @@ def test_what_cannot_be_compared_is_one_line(run: Path, real: Path, tmp_path: Pa
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+    assert not (run / "evaluation").exists()
     assert main(["reference", images, str(tmp_path / "r.json"), "--extractor", "pixels"]) == 2
     assert "does not end in .npz" in capsys.readouterr().err
 

@@ -47,7 +47,7 @@ from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.sweep import Factors, sweep
 from jlt.flow import TARGETS
 from jlt.nn import Transformer, checkpoint
-from jlt.sampling import Generator
+from jlt.sampling import Generator, load
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.held_out import BINS
 from jlt.training.loop import describe, refuse_changes
@@ -146,7 +146,7 @@ def compare(
     missing = [v for v in mine if not record_path(comparison, v).is_file()]
     placement.spread(functools.partial(make_run, comparison), missing, devices, out / "runs")
     if all(record_path(comparison, variant).is_file() for variant in variants):
-        conclude(comparison, kind, title)
+        conclude(comparison, kind, title, devices[0])
     return out / "record.json"
 
 
@@ -215,8 +215,8 @@ def record_path(comparison: Comparison, variant: Mapping[str, Any]) -> Path:
 
 
 @functools.lru_cache(maxsize=1)
-def judge_of(latents: Path, num_images: int, extractor: str) -> Judge:
-    return prepare_judge(latents, num_images, extractor)
+def judge_of(latents: Path, num_images: int, extractor: str, device: str) -> Judge:
+    return prepare_judge(latents, num_images, extractor, device)
 
 
 def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) -> None:
@@ -224,10 +224,11 @@ def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) ->
     name, folder, sampling = comparison.name(variant), comparison.data(variant), comparison.sampling
     run = comparison.out / "runs" / name
     train(comparison.config(variant), folder, run, device=device)
-    judge = judge_of(comparison.latents, sampling.num_images, comparison.extractor)
+    judge = judge_of(comparison.latents, sampling.num_images, comparison.extractor, device)
     picture = comparison.out / f"samples-{name}.png"
     settings = comparison.settings(variant)
-    part = measure(run, open_latents(folder), sampling, judge, settings, picture, run / "samples", device).record
+    generator = load(run, sampling.weights, device)
+    part = measure(generator, open_latents(folder), sampling, judge, settings, picture, run / "samples").record
     lines = read_metrics(run)
     held_out = [line["held_out"] for line in lines if "held_out" in line]
     curve = smoothed([line["loss"] for line in lines if line.get("loss") is not None])
@@ -275,11 +276,11 @@ def tuned(comparison: Comparison, runs: Sequence[Record]) -> Record:
     return Record("tuned", title, {}, {}, parts=tuple(columns))
 
 
-def conclude(comparison: Comparison, kind: str, title: str) -> None:
+def conclude(comparison: Comparison, kind: str, title: str, device: str) -> None:
     """Write the outcome of the runs, all of which have their record."""
     latents, out, sampling = comparison.latents, comparison.out, comparison.sampling
     data = open_latents(latents)
-    judge = judge_of(latents, sampling.num_images, comparison.extractor)
+    judge = judge_of(latents, sampling.num_images, comparison.extractor, device)
     runs = [records.read(record_path(comparison, variant)) for variant in comparison.variants]
     factors = comparison.factors
     shared = {name: value for name, value in dataclasses.asdict(comparison.base).items() if name not in factors}
