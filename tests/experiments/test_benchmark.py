@@ -20,7 +20,7 @@ from jlt.evaluation.distances import kernel_distance
 from jlt.evaluation.features import Pixels
 from jlt.evaluation.protocol import by_class, measure, reference
 from jlt.experiments.benchmark import benchmark, make_reference
-from jlt.experiments.evaluate import Sampling
+from jlt.experiments.evaluate import Sampling, prepare_judge
 from jlt.training import TrainConfig, train
 
 Fork = Callable[..., subprocess.CompletedProcess[str]]
@@ -267,6 +267,16 @@ def test_a_run_is_measured_by_class_beside_its_representations_ceiling(
     assert {name: value.value for name, value in classes.parts[0].values.items()} == pytest.approx(
         {"abcd"[k]: distance for k, distance in by_class(seen, against).items()}, rel=1e-6
     )
+
+
+def test_images_of_one_class_are_measured_without_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.ascontiguousarray(pictures(40, 0)[..., :1].transpose(0, 3, 1, 2))
+    source = Arrays("mnist", images, np.zeros(40, dtype=np.int64), ("a",), "test")
+    monkeypatch.setattr("jlt.data.encoding.open_source", lambda *arguments: source)
+    encode(source, tmp_path / "latents", stride=2, num_held_out=10)
+    assert set(prepare_judge(tmp_path / "latents", 10, "pixels").real_values) == {
+        "FD (pixels 8 x 8)", "KD (pixels 8 x 8)",
+    }  # fmt: skip
 
 
 def test_the_distance_of_a_class_is_that_of_its_images_alone() -> None:

@@ -90,8 +90,8 @@ class Judge:
     """What images are measured with, and what real images score: the columns that stand beside every run's.
 
     `held_out` are the held-out images as the extractor sees them, `real` as many real training images as are sampled,
-    `classifier` one of real images, if they have labels; `real_values` are those of `real` (for class agreement: of the
-    held-out images), `ceiling` those of the held-out images, encoded and decoded.
+    `classifier` one of real images, if they are of several classes; `real_values` are those of `real` (for class
+    agreement: of the held-out images), `ceiling` those of the held-out images, encoded and decoded.
     """
 
     extractor: Extractor
@@ -145,7 +145,7 @@ def prepare_judge(latents: Path, num_images: int, extractor: str, device: str = 
     against = reference(held_out, features, f"{len(held_out)} held-out images", labels=labels)
     drawn = draw(len(training), num_images)
     real = reference(training[drawn], features, "real against real", labels=classes[drawn])
-    classifier = fit_classifier(training, classes) if int(classes.min()) >= 0 else None
+    classifier = fit_classifier(training, classes) if len(classes.unique()) > 1 else None
     decoded = torch.cat(list(decode(latents, "held-out", cut(0, len(held_out), BATCH_SIZE), device)))
     fidelity = Fidelity()
     fidelity.update(held_out, decoded)
