@@ -62,6 +62,11 @@ def test_an_authors_checkpoint_takes_representation_and_names_from_latents(
     assert "is not an empty folder" in capsys.readouterr().err
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", str(tmp_path / "none.pth"), str(tmp_path / "out")]) == 2
+    assert "none.pth is not there; a checkpoint's file or a folder of latents is wanted" in capsys.readouterr().err
+
+
 def test_where_the_autoencoder_is_absent_one_line_says_what_to_put_where(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,9 @@ TINY = [
 ]  # fmt: skip
 
 
+COMPARE = ["compare", "small", "CHAIN/latents", "OUT", "--extractor", "pixels"]
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")
@@ -163,6 +166,18 @@ def test_a_comparison_of_another_base_is_refused_with_what_differs(
     assert "comparison made with other settings: base" in capsys.readouterr().err
 
 
+def test_a_comparison_of_other_latents_is_refused_even_where_its_runs_are_done(
+    chain: Path, photos: Path, tmp_path: Path, compared: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, out = compared
+    other = str(tmp_path / "fewer")
+    assert main(["encode", str(photos), other, "--image-size", "32", "--stride", "8", "--num-held-out", "4"]) == 0
+    before = (out / "record.json").read_bytes()
+    assert main(["compare", "small", other, str(out), *arguments]) == 2
+    assert "runs/0-x was started with other settings: affine is" in capsys.readouterr().err
+    assert (out / "record.json").read_bytes() == before
+
+
 def test_representations_are_compared_on_the_same_images_only(
     chain: Path, photos: Path, tmp_path: Path, compared: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,11 +186,10 @@ def test_representations_are_compared_on_the_same_images_only(
     assert main([*encode, str(tmp_path / "white"), "--num-held-out", "8", "--normalise", "channel"]) == 0
     assert main([*encode, str(tmp_path / "fewer"), "--num-held-out", "4"]) == 0
     vary = arguments.index("--vary") + 1
-    for other, code in (("white", 0), ("fewer", 2)):
-        factor = f"latents={chain / 'latents'},{tmp_path / other}"
-        whole = [*arguments[:vary], factor, *arguments[vary:]]
-        assert main(["compare", "small", str(chain / "latents"), str(tmp_path / f"to-{other}"), *whole]) == code
-    assert "hold latents of different images" in capsys.readouterr().err
+    for names, code in (([chain / "latents", "white"], 0), ([chain / "latents", "fewer"], 2), (["fewer"], 2)):
+        whole = [*arguments[:vary], f"latents={','.join(str(tmp_path / name) for name in names)}", *arguments[vary:]]
+        assert main(["compare", "small", str(chain / "latents"), str(tmp_path / f"to-{names[-1]}"), *whole]) == code
+        assert (code == 2) == ("hold latents of different images" in capsys.readouterr().err)
     record = json.loads((tmp_path / "to-white" / "record.json").read_text())
     assert [part["settings"] for part in record["parts"][:2]] == [{"latents": "latents"}, {"latents": "white"}]
     assert [part["name"] for part in record["parts"][-2:]] == ["Geometry of latents", "Geometry of white"]
@@ -372,6 +386,16 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["evaluate", "CHAIN/run", "CHAIN/latents", "--num-images", "0"], "num_images must be at least 2, got 0"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "tarrget=x,v"], "did you mean 'target'"),
         (["compare", "small", "CHAIN/latents", "OUT", "--vary", "target"], "takes name=value,value, got 'target'"),
+        (["evaluate", "CHAIN/run", "CHAIN/latents", "--out", "OUT", "--solver", "huen"], "unknown solver 'huen'"),
+        (["evaluate", "CHAIN/run", "CHAIN/latents", "--out", "OUT", "--device", "gpu9"], "gpu9"),
+        ([*COMPARE, "--extractor", "vgg"], "unknown extractor 'vgg'"),
+        ([*COMPARE, "--sampling.solver", "huen"], "unknown solver 'huen', did you mean 'heun'"),
+        ([*COMPARE, "--sampling.weights", "0.7"], "unknown weights '0.7'"),
+        ([*COMPARE, "--tune", "2", "2"], "scale needs one value or several that differ, got [2.0, 2.0]"),
+        ([*COMPARE, "--tune", "2", "--tune-images", "1"], "num_images must be at least 2, got 1"),
+        ([*COMPARE, "--vary", "patch_size=1,3"], "latent_size 4 is not a multiple of patch_size 3"),
+        ([*COMPARE, "--share", "9/8"], "a share is K/N with K from 1 to N, such as 3/8, got '9/8'"),
+        ([*COMPARE, "--devices", "cpu", "gpu9"], "gpu9"),
         (["train", "small", "LATENTS", "FILE/run", *TINY], "FILE"),
         (["train", "small", "LATENTS", "CHAIN/samples", *TINY], "is not empty and holds no config.json of a run"),
         (["sample", "CHAIN/run", "FILE/out", "--steps", "1"], "FILE"),

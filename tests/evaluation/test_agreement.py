@@ -1,9 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from jlt.evaluation.agreement import class_agreement, fit_classifier
+from jlt.evaluation.agreement import _pixels, class_agreement, fit_classifier
+from jlt.sampling.memory import peak_bytes
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +77,14 @@ def test_labels_that_do_not_fit_are_refused_with_both_values(digits):
         fit_classifier(images[:3], torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="images have 3 channels, the classifier was fitted on 1"):
         classifier(images[:3].repeat(1, 3, 1, 1))
+
+
+def test_fitting_holds_few_images_as_floats_at_once():
+    images = torch.zeros(4000, 1, 32, 32, dtype=torch.uint8)
+    assert peak_bytes(lambda: _pixels(images)) < 4 * images.nbytes  # as floats all would take so many
+
+
+def test_without_scikit_learn_a_line_says_what_to_install(digits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.svm", None)
+    with pytest.raises(ValueError, match=r"pip install 'jlt\[evaluation\]'"):
+        fit_classifier(*digits)

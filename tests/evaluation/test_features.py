@@ -99,6 +99,16 @@ def test_without_onnxruntime_one_line_says_that_pytorch_runs(monkeypatch, caplog
     ]
 
 
+def test_pytorchs_engine_rounds_no_input_on_a_gpu():
+    class Network(torch.nn.Module):
+        def extract_features(self, images):
+            assert not torch.backends.cudnn.allow_tf32
+            return images
+
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        assert torch.equal(ENGINES["torch"](Network())(torch.ones(2, 3, 4, 4)), torch.ones(2, 3))
+
+
 def test_an_unknown_engine_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'onnxruntime'"):
         efficientnet_lite0("onnx-runtime")

@@ -58,6 +58,8 @@ def test_without_labels_the_nearest_latent_is_the_one_of_least_distance_of_all(t
     assert (both.distances.item(), both.numbers.item(), both.mirrored.item()) == (0, 4, True)
 
 
-def test_a_class_without_training_images_is_refused(training):
-    with pytest.raises(ValueError, match="holds no image of one of the classes"):
-        nearest(training.gather([0]), torch.tensor([7]), training)
+def test_a_sample_of_a_class_without_training_images_is_compared_with_all(training):
+    z = training.gather([0, 1]) * 0.9
+    found, of_all = nearest(z, torch.tensor([7, 7]), training), nearest(z, None, training)
+    assert torch.equal(found.numbers, of_all.numbers)
+    assert torch.equal(found.distances, of_all.distances)

@@ -20,12 +20,13 @@ from jlt.evaluation.distances import kernel_distance
 from jlt.evaluation.features import Pixels
 from jlt.evaluation.protocol import by_class, measure, reference
 from jlt.experiments.benchmark import benchmark, make_reference
-from jlt.experiments.evaluate import Sampling
+from jlt.experiments.evaluate import Sampling, prepare_judge
 from jlt.training import TrainConfig, train
 
 Fork = Callable[..., subprocess.CompletedProcess[str]]
 CONFIG = TrainConfig(size="1x16x2", steps=12, batch_size=6, warmup_steps=1, learning_rate=1e-2, ema_decays=(0.5,))
 SAMPLING = Sampling(num_images=31, steps=2, batch_size=6)
+IN_SIXES = Sampling(batch_size=6)
 
 
 def pictures(count: int, seed: int, size: int = 8) -> np.ndarray:
@@ -126,15 +127,15 @@ def test_images_score_the_same_from_a_folder_and_from_an_array(real: Path, tmp_p
     (tmp_path / "images").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "images" / f"{i:03d}.png")
-    from_array = benchmark(str(tmp_path / "images.npz"), real, tmp_path / "a", SAMPLING, "pixels")
-    from_folder = benchmark(str(tmp_path / "images"), real, tmp_path / "b", SAMPLING, "pixels", image_size=8)
+    from_array = benchmark(str(tmp_path / "images.npz"), real, tmp_path / "a", IN_SIXES, "pixels")
+    from_folder = benchmark(str(tmp_path / "images"), real, tmp_path / "b", IN_SIXES, "pixels", image_size=8)
     assert values(from_array) == values(from_folder)
     assert from_array is not None
     assert records.read(from_array).settings["image size"] == "8 x 8"
 
 
 def test_a_references_own_images_are_at_its_distance_0(real: Path, tmp_path: Path) -> None:
-    found = values(benchmark(str(real.parent / "images.npz"), real, tmp_path, SAMPLING, "pixels"))
+    found = values(benchmark(str(real.parent / "images.npz"), real, tmp_path, IN_SIXES, "pixels"))
     assert found["FD (pixels 8 x 8)"].value == pytest.approx(0, abs=1e-9)
     assert found["coverage (pixels 8 x 8)"].value == 1
 
@@ -183,6 +184,14 @@ def test_what_cannot_be_compared_is_one_line(run: Path, real: Path, tmp_path: Pa
         ([str(run)], "neither was given"),
         ([str(run), "--reference", str(real), "--seeds", "1", "1"], "seeds must differ, got 1, 1"),
         ([images, "--reference", str(real), "--out", "o", "--seeds", "0", "1"], "has neither latents nor seeds"),
+        ([images, "--reference", str(real), "--out", "o", "--seeds", "5"], "has neither latents nor seeds"),
+        (
+            [images, "--reference", str(real), "--out", "o", "--num-images", "50", "--steps", "9"],
+            "its images are all measured as they are, num_images, steps is for runs",
+        ),
+        ([images, "--reference", str(real), "--out", "o", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        ([str(run), "--reference", str(real), "--image-size", "9"], "is a run, whose images have their own size"),
+        ([str(run), str(run.parent / "latents"), "--image-size", "9"], "image_size is 9, but the images of a run"),
         ([images, "--reference", str(real)], "is no folder of a run; say with --out where its record goes"),
         ([images, "--reference", str(tmp_path / "absent.npz"), "--out", "o"], "jlt reference makes them"),
         (
@@ -196,6 +205,7 @@ def test_what_cannot_be_compared_is_one_line(run: Path, real: Path, tmp_path: Pa
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+    assert not (run / "evaluation").exists()
     assert main(["reference", images, str(tmp_path / "r.json"), "--extractor", "pixels"]) == 2
     assert "does not end in .npz" in capsys.readouterr().err
 
@@ -210,7 +220,7 @@ def test_seeds_give_each_value_its_mean_and_spread(run: Path, real: Path, tmp_pa
     a, b = (each[name].value for each in alone)
     assert found[name].value == pytest.approx((a + b) / 2, rel=1e-12)
     assert found[name].spread == pytest.approx(abs(a - b) / 2**0.5, rel=1e-9)
-    assert (found[name].count, found["evaluations"]) == (2, alone[0]["evaluations"])
+    assert (found[name].count, found["evaluations"]) == (2, replace(alone[0]["evaluations"], count=2))
     assert path is not None
     assert records.read(path).settings["seeds"] == [3, 4]
     assert "seed" not in records.read(path).settings
@@ -258,6 +268,16 @@ def test_a_run_is_measured_by_class_beside_its_representations_ceiling(
     assert {name: value.value for name, value in classes.parts[0].values.items()} == pytest.approx(
         {"abcd"[k]: distance for k, distance in by_class(seen, against).items()}, rel=1e-6
     )
+
+
+def test_images_of_one_class_are_measured_without_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.ascontiguousarray(pictures(40, 0)[..., :1].transpose(0, 3, 1, 2))
+    source = Arrays("mnist", images, np.zeros(40, dtype=np.int64), ("a",), "test")
+    monkeypatch.setattr("jlt.data.encoding.open_source", lambda *arguments: source)
+    encode(source, tmp_path / "latents", stride=2, num_held_out=10)
+    assert set(prepare_judge(tmp_path / "latents", 10, "pixels").real_values) == {
+        "FD (pixels 8 x 8)", "KD (pixels 8 x 8)",
+    }  # fmt: skip
 
 
 def test_the_distance_of_a_class_is_that_of_its_images_alone() -> None:

@@ -1,5 +1,6 @@
 """The comparison's statistics, and where its runs are made."""
 
+import cProfile
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from jlt.experiments import placement
 from jlt.experiments.compare import (
     Comparison,
     interval,
+    loss_figures,
     mean_figures,
     mean_over_seeds,
     over_seeds,
     paired_differences,
     settled,
+    smoothed,
     tokens_of,
 )
 from jlt.experiments.evaluate import Sampling
@@ -82,6 +85,23 @@ def test_a_column_draws_the_mean_of_its_seeds_curves() -> None:
     assert list(figure.lines) == ["x", "v"]
 
 
+def test_a_column_draws_seeds_of_which_one_skipped_a_step() -> None:
+    def trained(seed: int, losses: list[float]) -> Record:
+        figures = loss_figures({f"x, seed {seed}": smoothed(losses)}, {})
+        return Record("evaluate", f"x, seed {seed}", {}, {"seed": seed, "target": "x"}, figures=figures)
+
+    runs = [trained(0, [1.0] * 1400), trained(1, [3.0] * 1399)]
+    steps, means = mean_figures(over_seeds(runs))["training loss"].lines["x"]
+    assert (len(steps), set(means)) == (100, {2.0})
+
+
+@given(st.integers(1, 1000))
+def test_a_curve_has_at_most_as_many_points_as_asked_for(count: int) -> None:
+    steps, means = smoothed([1.0] * count, 100)
+    assert len(steps) == len(means) <= 100
+    assert steps[-1] <= count
+
+
 def test_settings_joined_by_plus_vary_together_and_with_the_others_in_all_combinations() -> None:
     assert variants(["target+loss_space=x+v,x+x,v+v", "seed=0,1"]) == [
         {"target": target, "loss_space": space, "seed": seed}
@@ -137,6 +157,12 @@ def test_every_item_is_made_on_its_device(devices: list[str], tmp_path: Path) ->
 def test_the_first_failure_on_any_device_is_raised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         placement.spread(Path.write_text, [tmp_path / "a", tmp_path / "absent" / "b"], ["cpu", "cpu"], tmp_path)
+
+
+def test_a_process_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    # a function of the standard library that runs its first argument, as a new process can import no test
+    with pytest.raises(ValueError, match=f"a process ended before its run, killed perhaps; {tmp_path} holds"):
+        placement.spread(cProfile.run, ["__import__('os')._exit(9)"], ["cpu", "cpu"], tmp_path)
 
 
 def test_a_device_that_is_not_here_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -154,12 +154,20 @@ def test_a_large_whole_image_is_measured_by_its_leading_spectrum(monkeypatch, tm
 
 
 def test_the_command_forecasts_at_a_rank_and_refuses_what_whole_images_have_not(tmp_path, capsys, monkeypatch):
+    read: list[int] = []
+
+    class Counted(Stored):
+        def gather(self, indices: torch.Tensor) -> torch.Tensor:
+            read.extend(indices.tolist())
+            return super().gather(indices)
+
     data = ModuleType("jlt.data")
-    data.open_latents = lambda folder, split: latents()  # type: ignore[attr-defined]
+    data.open_latents = lambda folder, split: Counted(latents().latents)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "jlt.data", data)
     cli.run(tmp_path, rank=2, local=False, json=True)
     parts = json.loads(capsys.readouterr().out)["parts"]
     assert [part["kind"] for part in parts] == ["target"] * 3 + ["forecast"]
     assert parts[-1]["settings"]["rank"] == 2
+    assert sorted(read) == [0, *range(50)]  # one pass serves all, besides a look at the shape
     with pytest.raises(ValueError, match="--whole measures a spectrum alone"):
         cli.run(tmp_path, whole=True, rank=2)

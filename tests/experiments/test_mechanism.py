@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from jlt.data import Affine
-from jlt.experiments.mechanism import TIMES, by_seed, direction_errors, measure_mechanism, run_names, sample_variances
+from jlt.experiments.mechanism import (
+    TIMES,
+    by_seed,
+    direction_errors,
+    measure_mechanism,
+    ratio,
+    run_names,
+    sample_variances,
+)
 from jlt.flow import geometry, target
 from jlt.sampling import SOLVERS, Field
 from jlt.sampling.grids import time_grid
@@ -130,6 +138,14 @@ def test_runs_that_differ_in_the_seed_alone_are_one_in_the_order_of_their_seeds(
         "imported": [found["imported"][0]],
         "other": [found["other"][0]],
     }
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_than_three_directions_leave_thirds_out(count):
+    errors = torch.ones(2, len(TIMES), count)
+    found = ratio(2 * errors, errors)
+    assert list(found) == ["largest", "middle", "smallest"][:count]
+    assert all((each == 2).all() for each in found.values())
 
 
 def test_seeds_are_compared_in_pairs():

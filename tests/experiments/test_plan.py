@@ -66,13 +66,15 @@ def test_the_papers_base_model_takes_25_hours_of_an_h100() -> None:
 
 
 def test_a_checkpoint_has_the_planned_size(tmp_path: Path) -> None:
-    config, expected = PRESETS["digits"].config, PRESETS["digits"].expected
+    config, expected = replace(PRESETS["digits"].config, ema_lengths=(0.1, 0.05)), PRESETS["digits"].expected
     model = Transformer(config.model(expected.shape, expected.num_classes))
     optimizer = make_optimizer(model, config)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    checkpoint.save(tmp_path / "saved", model, EMA(model, config.ema_decays), optimizer, {"step": 1})
+    checkpoint.save(
+        tmp_path / "saved", model, EMA(model, config.ema_decays, config.ema_lengths), optimizer, {"step": 1}
+    )
     found = sum(path.stat().st_size for path in (tmp_path / "saved").iterdir())
     assert found == pytest.approx(plan(config, expected).checkpoint_bytes, rel=0.01)  # headers
 

@@ -1,5 +1,6 @@
 import io
 import re
+import sys
 
 import pytest
 import torch
@@ -147,3 +148,13 @@ def test_a_grid_of_nothing_or_with_labels_to_spare_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             plots.grid(*arguments)
+
+
+def test_without_matplotlib_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for draw in (
+        lambda: plots.svg(Figure("Loss.", "step", "loss", LINES)),
+        lambda: plots.heat_map([[1]], ("a", ["1"]), ("b", ["1"]), ""),
+    ):
+        with pytest.raises(ValueError, match=r"pip install 'jlt\[plots\]'"):
+            draw()

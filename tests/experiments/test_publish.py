@@ -70,7 +70,9 @@ def test_several_weights_lie_side_by_side_and_the_first_average_is_the_default(r
     assert jlt.load(tmp_path / "out").weights == "ema-0.5"
     assert jlt.load(tmp_path / "out", "model").weights == "model"
     publish(run, "org/small", ["power=0.1"], to=tmp_path / "power")
-    assert 'weights="power=0.1"' in (tmp_path / "power" / "README.md").read_text()
+    card = (tmp_path / "power" / "README.md").read_text()
+    assert 'weights="power=0.1"' in card
+    assert "jlt sample org/small samples --weights power=0.1`" in card
     assert jlt.load(tmp_path / "power", "power=0.1").weights == "power-0.1"
 
 

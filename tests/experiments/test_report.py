@@ -17,7 +17,16 @@ from jlt.cli import report as cli
 from jlt.evaluation import records
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import plots
-from jlt.experiments.report import format_value, leader, page, split_settings, summary, write_report
+from jlt.experiments.report import (
+    direction,
+    format_value,
+    leader,
+    page,
+    split_settings,
+    summary,
+    write_figures,
+    write_report,
+)
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 FD, KD = "FD (EfficientNet-Lite0)", "KD (EfficientNet-Lite0)"
@@ -264,6 +273,11 @@ def test_a_tie_has_no_leader_and_a_value_of_no_direction_neither(record):
     assert leader(FD, [jlt]) is None
 
 
+def test_of_a_distance_over_fifths_no_way_is_better_on_any_features():
+    for name, way in (("FID", "lower"), (FD, "lower"), ("FID, over fifths of 9", ""), (f"{FD}, over fifths of 9", "")):
+        assert direction(name) == way
+
+
 def test_a_difference_within_the_spread_has_no_leader(record):
     jlt, dit = (
         dataclasses.replace(part, values={FD: Value(part.values[FD].value, spread, 3)})
@@ -433,6 +447,17 @@ def test_figures_are_written_as_pictures_named_by_their_part_and_themselves(tmp_
     assert [Path(line).name for line in drawn] == ["geometry-spectrum.png", "forecast-samples-of-x.png"]
     assert all(Path(line).read_bytes().startswith(b"\x89PNG") for line in drawn)
     assert page_path == str(tmp_path / "report.html")
+
+
+def test_figures_of_one_name_are_written_each_to_its_own_file(tmp_path):
+    parts = tuple(
+        Record("geometry", f"Geometry of {name}", {}, {}, figures={"spectrum": Figure("", "", "", {name: ([0], [y])})})
+        for name, y in (("a", 1), ("b", 2))
+    )
+    records.write(Record("compare", "r", {}, {}, parts=parts), tmp_path / "record.json")
+    written = write_figures(tmp_path, tmp_path)
+    assert [path.name for path in written] == ["geometry-spectrum.png", "geometry-geometry-of-b-spectrum.png"]
+    assert written[0].read_bytes() == plots.png(parts[0].figures["spectrum"])
 
 
 def many(number: int) -> Record:

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 Fork = Callable[..., subprocess.CompletedProcess[str]]
 SETTINGS = ["--extractor", "pixels", "--num", "12", "--full", "16", "--batch-size", "6"]
-CONFIG = TrainConfig(size="1x16x2", steps=12, batch_size=6, warmup_steps=1, learning_rate=1e-2, ema_decays=(0.5,))
+CONFIG = TrainConfig(
+    size="1x16x2", steps=12, batch_size=6, warmup_steps=1, learning_rate=1e-2, ema_decays=(0.5,), ema_lengths=(0.1,)
+)
 FACTORS = ["--scale", "1", "2", "4", "--interval", "0", "1", "0.3", "1", "--steps", "2", "--weights", "ema"]
 
 
@@ -153,6 +155,12 @@ def test_a_heat_map_shows_the_best_over_the_factors_that_it_does_not_show() -> N
         (["--by", "FID"], "FID is not measured with this reference and pixels 8 x 8"),
         (["--scale", "2", "2"], "scale needs one value or several that differ, got [2.0, 2.0]"),
         (["--weights", "0.7"], "unknown weights '0.7'"),
+        (["--solver", "heun", "huen"], "unknown solver 'huen'"),
+        (["--guidance", "cfg", "apg:eta=x"], "eta must be a finite number"),
+        (["--guidance", "auto"], "guidance 'auto' needs a guide"),
+        (["--guide", "RUN"], "guidance auto takes the guide RUN, cfg none"),
+        (["--full", "1"], "num_images must be at least 2, got 1"),
+        (["--final-seeds", "0", "0"], "seeds must differ, got 0, 0"),
     ],
 )
 def test_bad_sweeps_are_one_line(made: Path, tmp_path: Path, capsys: Any, options: list[str], message: str) -> None:
@@ -160,3 +168,12 @@ def test_bad_sweeps_are_one_line(made: Path, tmp_path: Path, capsys: Any, option
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert (tmp_path / "s").exists() == ("FID" in message)  # which the first point tells
+
+
+def test_a_sweep_takes_a_guide_and_power_averages_unguided_points_included(made: Path, tmp_path: Path) -> None:
+    options = ["--guidance", "auto", "--guide", str(made / "run"), "--weights", "power=0.1", "--steps", "2"]
+    assert main(command(made, tmp_path, *options, "--scale", "1", "2", "--interval", "0", "1")) == 0
+    found = [records.read(path).settings for path in sorted((tmp_path / "points").glob("*.json"))]
+    assert [each["guidance"] for each in found] == ["cfg", "auto"]
+    assert {each["weights"] for each in found} == {"power-0.1"}

@@ -305,6 +305,7 @@ def test_the_command_line_refuses_what_it_cannot_watch(
     for options, message in (
         (["--log", "tensorbored"], "unknown log 'tensorbored', did you mean 'tensorboard'"),
         (["--samples-every", "-1"], "samples_every must be at least 0, got -1"),
+        (["--samples-every", "1", "--watch-steps", "0"], "watch_steps must be at least 1, got 0"),
         (["--peak-tflops", "0"], "peak_tflops must be above 0, got 0.0"),
         (["--ema-lengths", "0.5"], "must be in (0, 0.2887], got 0.5"),
     ):

@@ -44,18 +44,22 @@ def run(
         extractor: features that images are compared on: efficientnet-lite0, pixels, inception, inception:PATH of its
             weights, or dinov2:FOLDER.
         image_size: side of the centre crop of photographs, for images that are no run's; by default 256.
-        device: where networks run, such as cuda; with --reference.
+        device: where the run works, such as cuda; with --reference the extractor's network, too.
         out: folder for the record and the picture; by default `evaluation` in the run folder.
         json: print the record as JSON.
     """
     if latents is None and reference is None:
         raise ValueError("evaluate compares with the held-out images of LATENTS or with --reference; neither was given")
+    if reference is None and image_size is not None:
+        raise ValueError(
+            f"image_size is {image_size}, but the images of a run have the size of those it was trained on"
+        )
     out = own_folder(Path(source), "evaluation") if out is None else out
     path: Path | None
     if reference is not None:
         path = benchmark(source, reference, out, sampling, extractor, image_size, device, seeds, latents)
     else:
         assert latents is not None
-        path = evaluate(Path(source), latents, out, sampling, extractor, seeds)
+        path = evaluate(Path(source), latents, out, sampling, extractor, seeds, device)
     if path is not None:
         print(path.read_text() if json else f"{text_table(records.read(path))}\n\n{path}")

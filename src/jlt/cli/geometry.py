@@ -46,20 +46,21 @@ def run(
     opened, size = open_latents(latents, split=split), None if whole else patch_size
     if whole and (rank is not None or run):
         raise ValueError("--whole measures a spectrum alone; --rank and --run are for tokens of --patch-size")
-    sections = []
-    record = measure_geometry(opened, size, name=f"Geometry of {latents.name}")
-    if rank is not None or run:
-        covariance = token_moments(opened, patch_size)[1]
-    if rank is not None:
-        from jlt.experiments.capacity import measure_capacity
-
-        sections.append(measure_capacity(spectrum(covariance), rank, loss_space))
     if run:
         from jlt.experiments.mechanism import by_seed, measure_mechanism, run_names
         from jlt.sampling import load
 
         runs = by_seed(dict(zip(run_names(run), map(load, run), strict=True)))
-        sections.append(measure_mechanism(runs, open_latents(latents, split="held-out"), covariance, patch_size))
+        held_out = open_latents(latents, split="held-out")
+    sections = []
+    moments = None if whole else token_moments(opened, patch_size)
+    record = measure_geometry(opened, size, name=f"Geometry of {latents.name}", moments=moments)
+    if moments is not None and rank is not None:
+        from jlt.experiments.capacity import measure_capacity
+
+        sections.append(measure_capacity(spectrum(moments[1]), rank, loss_space))
+    if moments is not None and run:
+        sections.append(measure_mechanism(runs, held_out, moments[1], patch_size))
     if local:
         from jlt.experiments.local_geometry import measure_local_geometry
 

@@ -39,6 +39,8 @@ def run(
         num_held_out: latents set apart, evenly over the classes.
         shard_size: latents a shard.
     """
+    if not source.exists():
+        raise ValueError(f"{source} is not there; a checkpoint's file or a folder of latents is wanted")
     affine: Affine | None = None
     decoder: Representation
     names: tuple[str, ...] | None = None

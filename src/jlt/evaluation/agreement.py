@@ -35,10 +35,12 @@ class Classifier:
 
 def fit_classifier(images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " m"]) -> Classifier:
     """Fit a classifier; equal images and labels give an equal one. Fewer than two classes are a ValueError."""
-    from sklearn.decomposition import PCA
-    from sklearn.pipeline import make_pipeline
-    from sklearn.svm import SVC
-
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.pipeline import make_pipeline
+        from sklearn.svm import SVC
+    except ImportError:
+        raise ValueError("class agreement needs the package scikit-learn: pip install 'jlt[evaluation]'") from None
     _check_labels(images, labels)
     if (num_classes := len(set(labels.tolist()))) < 2:
         raise ValueError(f"a classifier needs images of at least 2 classes, got {num_classes}")
@@ -61,4 +63,5 @@ def _check_labels(images: Tensor, labels: Tensor) -> None:
 
 def _pixels(images: Tensor) -> Any:
     check_images(images)
-    return F.adaptive_avg_pool2d(images.float() / 255, SIZE).flatten(1).cpu().numpy()
+    parts = [F.adaptive_avg_pool2d(part.float() / 255, SIZE) for part in images.split(1000)]  # floats take four times
+    return torch.cat(parts).flatten(1).cpu().numpy()

@@ -137,7 +137,8 @@ def torch_engine(network: Any) -> Callable[[Tensor], Tensor]:
 
     def run(inputs: Tensor) -> Tensor:
         network.to(inputs.device)
-        features: Tensor = network.extract_features(inputs.contiguous(memory_format=torch.channels_last))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            features: Tensor = network.extract_features(inputs.contiguous(memory_format=torch.channels_last))
         return features.mean((2, 3))
 
     return run

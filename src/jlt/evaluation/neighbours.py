@@ -1,9 +1,9 @@
 """Nearest training latents: does a sample repeat an image that it was trained on?
 
 Distances are root mean squares over a latent's numbers, between normalised latents. A sample of a class is compared
-with the training images of that class, others with all; with their mirrored latents too, where there are such. Latents
-are read from the disk in blocks. Samples much nearer to their neighbours than held-out images are to theirs are copies;
-equal distances prove nothing.
+with the training images of that class, others with all, as are those of a class of which none is left to train on; with
+their mirrored latents too, where there are such. Latents are read from the disk in blocks. Samples much nearer to their
+neighbours than held-out images are to theirs are copies; equal distances prove nothing.
 """
 
 from dataclasses import dataclass
@@ -43,15 +43,14 @@ def nearest(
     known = training.labels if classed else torch.zeros_like(training.labels)
     asked = labels if labels is not None and classed else torch.zeros(len(rows), dtype=torch.int64)
     classes = torch.unique(asked).tolist()
-    least = min(int((known == k).sum()) for k in classes)
-    if least == 0:
-        raise ValueError(f"{training.folder} holds no image of one of the classes asked for")
-    count = min(count, least)
+    compared = {k: torch.nonzero(known == k)[:, 0] for k in classes}
+    compared = {k: numbers if len(numbers) else torch.arange(len(known)) for k, numbers in compared.items()}
+    count = min([count, *map(len, compared.values())])
     numbers = torch.zeros(len(rows), count, dtype=torch.int64)
     distances, flipped = torch.full((len(rows), count), torch.inf), torch.zeros(len(rows), count, dtype=torch.bool)
     for k in classes:
         mine = torch.nonzero(asked == k)[:, 0]
-        for block in torch.nonzero(known == k)[:, 0].split(BLOCK_SIZE):
+        for block in compared[k].split(BLOCK_SIZE):
             # products of matrices would lose a distance of 0, which is the one that matters
             sides = [_distances(rows[mine], training.gather(block, torch.full((len(block),), f))) for f in flips]
             apart, side = torch.stack(sides).min(0)

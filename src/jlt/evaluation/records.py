@@ -129,13 +129,16 @@ def mean_and_spread(values: Sequence[Number], unit: str = "") -> Value:
 
 
 def over_seeds(repetitions: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
-    """Return mean and spread of each value over repetitions, with its name; one repetition is returned as it is."""
+    """Return mean and spread of each value over repetitions, with its name; what is the same in all has no spread.
+
+    One repetition is returned as it is.
+    """
     if len(repetitions) == 1:
         return dict(repetitions[0])
     names = [name for name in repetitions[0] if all(name in values for values in repetitions)]
     found = {name: [values[name] for values in repetitions] for name in names}
     return {
-        name: held[0] if len({value.value for value in held}) == 1 and held[0].spread is None  # a count, as a rule
+        name: Value(held[0].value, None, len(held), held[0].unit) if len({value.value for value in held}) == 1
         else mean_and_spread([value.value for value in held], held[0].unit)
         for name, held in found.items()
     }  # fmt: skip

@@ -69,6 +69,10 @@ class Subject:
     labels: Int[Tensor, " n"] | None = None
     class_names: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
 
 def benchmark(
     source: str,
@@ -88,7 +92,7 @@ def benchmark(
             FILE.npz.
         reference: statistics of real images, .npz; see `jlt.evaluation.references`.
         out: folder for the record, a picture, and a run's images.
-        sampling: how a run is sampled; of other images only its batch size counts.
+        sampling: how a run is sampled; for other images only its batch size may be other than the default.
         extractor: a spec of `features.open_extractor`.
         image_size: side that photographs are cropped to, where the images are not a run's.
         device: where networks run.
@@ -100,9 +104,16 @@ def benchmark(
         network = open_extractor(extractor)
         run = processes.first(lambda: find_checkpoint(Path(source))) or find_checkpoint(Path(source))
         if is_run(run):
+            if image_size is not None:
+                raise ValueError(f"image_size is {image_size}, but {source} is a run, whose images have their own size")
             return score(run, reference, out, sampling, seeds, network, where, processes, latents)
-        if latents is not None or len(seeds) > 1:
+        if latents is not None or seeds:
             raise ValueError(f"{source} is no run: it has neither latents nor seeds")
+        plain = dataclasses.asdict(Sampling(batch_size=sampling.batch_size))
+        if asked := [name for name, value in vars(sampling).items() if value != plain[name]]:
+            raise ValueError(
+                f"{source} is no run: its images are all measured as they are, {', '.join(asked)} is for runs"
+            )
         real = processes.first(lambda: open_reference(reference, network, sampling.batch_size, where))
         subject = of_images(source, image_size, sampling.batch_size)
         statistics = observe(subject, network, where, processes)

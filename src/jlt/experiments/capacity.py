@@ -47,7 +47,7 @@ def measure_capacity(
     }
     parts = []
     for target, each in sweep.items():
-        kept = each[rank].kept.tensor_split(3)
+        kept = thirds(each[rank].kept)
         parts.append(
             Record(
                 kind="target",
@@ -58,7 +58,7 @@ def measure_capacity(
                 }
                 | {
                     f"kept of the {len(third)} {which} directions": Value(int(third.sum()))
-                    for which, third in zip(THIRDS, kept, strict=True)
+                    for which, third in kept.items()
                 },
                 settings={"target": target},
             )
@@ -100,6 +100,11 @@ def measure_capacity(
         },
         parts=tuple(parts),
     )  # fmt: skip
+
+
+def thirds(values: Tensor, dim: int = 0) -> dict[str, Tensor]:
+    """Return the thirds of the directions, from the largest variance, by name, those that there are."""
+    return {which: part for which, part in zip(THIRDS, values.tensor_split(3, dim), strict=True) if part.shape[dim] > 0}
 
 
 def ranges(numbers: list[int]) -> str:

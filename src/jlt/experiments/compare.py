@@ -19,23 +19,38 @@ same; what each gives at a scale tuned for itself is a table of its own.
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from jlt import files
-from jlt.data import open_latents
+from jlt.data import load_representation, open_latents
 from jlt.evaluation import records
+from jlt.evaluation.features import open_extractor
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
-from jlt.experiments.evaluate import Judge, Sampling, json_ready, measure, prepare_judge, save_grid
+from jlt.experiments.evaluate import (
+    Judge,
+    Sampling,
+    balanced_labels,
+    json_ready,
+    measure,
+    prepare_judge,
+    save_grid,
+)
 from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.sweep import Factors, sweep
+from jlt.flow import TARGETS
+from jlt.nn import Transformer, checkpoint
+from jlt.sampling import Generator, load
 from jlt.training import TrainConfig, read_metrics, train
 from jlt.training.held_out import BINS
+from jlt.training.loop import describe, refuse_changes
 from jlt.training.measured import settle
 from jlt.training.metrics import tell
 
@@ -117,7 +132,10 @@ def compare(
     comparison = Comparison(latents, out, base, tuple(variants), sampling, extractor, tuple(tune), tune_images)
     check(comparison)
     comparison = settled(comparison)
+    check_runs(comparison)
     variants = comparison.variants
+    mine = placement.share(variants, share)
+    placement.check(devices)
     for reason in comparison.reasons:
         tell(reason)
     described: dict[str, Any] = {"factors": comparison.factors, "runs": [comparison.settings(v) for v in variants]}
@@ -125,10 +143,10 @@ def compare(
     described |= {"tune": comparison.tune, "tune_images": tune_images}
     described |= {"auto": comparison.reasons} if comparison.reasons else {}
     files.claim(out / "runs", "comparison.json", described, "a comparison")
-    missing = [v for v in placement.share(variants, share) if not record_path(comparison, v).is_file()]
+    missing = [v for v in mine if not record_path(comparison, v).is_file()]
     placement.spread(functools.partial(make_run, comparison), missing, devices, out / "runs")
     if all(record_path(comparison, variant).is_file() for variant in variants):
-        conclude(comparison, kind, title)
+        conclude(comparison, kind, title, devices[0])
     return out / "record.json"
 
 
@@ -161,7 +179,7 @@ def check(comparison: Comparison) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{names.count(twice[0])} runs are {twice[0]}, each combination of settings is one run")
     seen: dict[str, Path] = {}
-    for folder in dict.fromkeys(comparison.data(variant) for variant in comparison.variants):
+    for folder in dict.fromkeys([comparison.latents, *map(comparison.data, comparison.variants)]):
         sources = [open_latents(folder, split).manifest.source for split in ("train", "held-out")]
         seen.setdefault("-".join(f"{source['source_fingerprint']} {source['images']}" for source in sources), folder)
     if len(seen) > 1:
@@ -169,13 +187,36 @@ def check(comparison: Comparison) -> None:
         raise ValueError(f"{first} and {second} hold latents of different images, a comparison takes the same ones")
 
 
+def check_runs(comparison: Comparison) -> None:
+    """Raise a ValueError for runs that could not be trained or measured as asked, or were made of other latents."""
+    open_extractor(comparison.extractor)
+    if comparison.tune:
+        tuning(comparison)
+    sampling = comparison.sampling
+    making = sampling.making(open_latents(comparison.latents).num_classes)
+    for variant in comparison.variants:
+        config, folder = comparison.config(variant), comparison.data(variant)
+        data, run = open_latents(folder), comparison.out / "runs" / comparison.name(variant)
+        header = describe(config, data, None, config.target)
+        if checkpoint.list_steps(run):
+            refuse_changes(checkpoint.read(run).header["latents"], json.loads(json.dumps(header["latents"])), run)
+        kept = [f"ema-{decay:g}" for decay in config.ema_decays] + [f"power-{k:g}" for k in config.ema_lengths]
+        files_of_run = {f"{name}.safetensors": "" for name in ["model", *kept]}
+        checkpoint.Checkpoint(run, {"files": files_of_run}).resolve(sampling.weights)
+        with torch.device("meta"):
+            model = Transformer(config.model(data.shape, data.num_classes))
+        representation, affine = load_representation(folder / "representation"), data.manifest.affine
+        untrained = Generator(model, TARGETS["x"], representation, affine, data.manifest.class_names, header, "", "")
+        untrained.check(balanced_labels(sampling.num_images, data.num_classes), making)
+
+
 def record_path(comparison: Comparison, variant: Mapping[str, Any]) -> Path:
     return comparison.out / f"run-{comparison.name(variant)}.json"
 
 
 @functools.lru_cache(maxsize=1)
-def judge_of(latents: Path, num_images: int, extractor: str) -> Judge:
-    return prepare_judge(latents, num_images, extractor)
+def judge_of(latents: Path, num_images: int, extractor: str, device: str) -> Judge:
+    return prepare_judge(latents, num_images, extractor, device)
 
 
 def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) -> None:
@@ -183,10 +224,11 @@ def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) ->
     name, folder, sampling = comparison.name(variant), comparison.data(variant), comparison.sampling
     run = comparison.out / "runs" / name
     train(comparison.config(variant), folder, run, device=device)
-    judge = judge_of(comparison.latents, sampling.num_images, comparison.extractor)
+    judge = judge_of(comparison.latents, sampling.num_images, comparison.extractor, device)
     picture = comparison.out / f"samples-{name}.png"
     settings = comparison.settings(variant)
-    part = measure(run, open_latents(folder), sampling, judge, settings, picture, run / "samples", device).record
+    generator = load(run, sampling.weights, device)
+    part = measure(generator, open_latents(folder), sampling, judge, settings, picture, run / "samples").record
     lines = read_metrics(run)
     held_out = [line["held_out"] for line in lines if "held_out" in line]
     curve = smoothed([line["loss"] for line in lines if line.get("loss") is not None])
@@ -196,8 +238,8 @@ def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) ->
     records.write(dataclasses.replace(part, figures=figures), record_path(comparison, variant))
 
 
-def tune(comparison: Comparison, name: str, latents: Path, device: str) -> None:
-    """Find the best guidance scale of one run on other noise, and score it as all runs are."""
+def tuning(comparison: Comparison) -> tuple[Factors, Sampling]:
+    """Return the scales that are tried, and how: on other noise, and else as all runs are sampled."""
     sampling = comparison.sampling
     factors = Factors(
         scale=comparison.tune,
@@ -208,10 +250,16 @@ def tune(comparison: Comparison, name: str, latents: Path, device: str) -> None:
         grid=(sampling.grid,),
         guidance=(sampling.guidance,),
     )
-    few = dataclasses.replace(sampling, num_images=comparison.tune_images, seed=sampling.seed + 1)
+    return factors, dataclasses.replace(sampling, num_images=comparison.tune_images, seed=sampling.seed + 1)
+
+
+def tune(comparison: Comparison, name: str, latents: Path, device: str) -> None:
+    """Find the best guidance scale of one run, and score it as all runs are."""
+    factors, few = tuning(comparison)
     sweep(
         comparison.out / "runs" / name, comparison.out / "tuned" / name, factors, few, latents=latents,
-        extractor=comparison.extractor, full=sampling.num_images, final_seeds=(sampling.seed,), device=device,
+        extractor=comparison.extractor, full=comparison.sampling.num_images,
+        final_seeds=(comparison.sampling.seed,), device=device,
     )  # fmt: skip
 
 
@@ -228,11 +276,11 @@ def tuned(comparison: Comparison, runs: Sequence[Record]) -> Record:
     return Record("tuned", title, {}, {}, parts=tuple(columns))
 
 
-def conclude(comparison: Comparison, kind: str, title: str) -> None:
+def conclude(comparison: Comparison, kind: str, title: str, device: str) -> None:
     """Write the outcome of the runs, all of which have their record."""
     latents, out, sampling = comparison.latents, comparison.out, comparison.sampling
     data = open_latents(latents)
-    judge = judge_of(latents, sampling.num_images, comparison.extractor)
+    judge = judge_of(latents, sampling.num_images, comparison.extractor, device)
     runs = [records.read(record_path(comparison, variant)) for variant in comparison.variants]
     factors = comparison.factors
     shared = {name: value for name, value in dataclasses.asdict(comparison.base).items() if name not in factors}
@@ -298,11 +346,7 @@ def mean_over_seeds(group: Sequence[Record]) -> Record:
     first = dataclasses.replace(group[0], figures={})
     if len(group) == 1:
         return first
-    values = {}
-    for name, value in first.values.items():
-        each = [run.values[name].value for run in group]
-        same = Value(value.value, None, len(each), value.unit)
-        values[name] = same if len(set(each)) == 1 else records.mean_and_spread(each, value.unit)
+    values = records.over_seeds([run.values for run in group])
     settings = {name: value for name, value in first.settings.items() if name != "seed"}
     return dataclasses.replace(first, name=seedless(first), values=values, settings=settings, fingerprints={})
 
@@ -352,15 +396,16 @@ def mean_figures(groups: Sequence[Sequence[Record]]) -> dict[str, Figure]:
     for group in groups:
         for name, figure in group[0].figures.items():
             lines = [line for run in group for line in run.figures[name].lines.values()]
-            mean = np.mean([y for _, y in lines], axis=0).tolist()
+            steps = lines[0][0]  # a seed with a skipped step has fewer losses
+            mean = np.mean([np.interp(steps, x, y) for x, y in lines], axis=0).tolist()
             earlier = figures[name].lines if name in figures else {}
-            figures[name] = dataclasses.replace(figure, lines={**earlier, seedless(group[0]): (lines[0][0], mean)})
+            figures[name] = dataclasses.replace(figure, lines={**earlier, seedless(group[0]): (steps, mean)})
     return figures
 
 
 def smoothed(losses: Sequence[float], points: int = 100) -> tuple[list[float], list[float]]:
     """Return (step, mean loss) over at most `points` equal stretches of training."""
-    stretch = max(1, len(losses) // points)
+    stretch = max(1, -(-len(losses) // points))
     means = [float(np.mean(losses[i : i + stretch])) for i in range(0, len(losses) - stretch + 1, stretch)]
     return [stretch * (i + 1) for i in range(len(means))], means
 

@@ -1,8 +1,8 @@
 """Checks of the machine before GPU hours are spent: what is installed, and a short run of everything a training needs.
 
 Each check is a function that returns one line of what it found; what it raises is the failure's line. A check that
-cannot apply here returns a line that starts with "not run". `CHECKS` are quick; those of `rehearse` train a preset's
-own network on synthetic latents of the right shape for a few steps, save, and go on from the save.
+cannot apply here returns a line that starts with "not run". `checks` are quick; `training_checks` train a preset's own
+network on synthetic latents of the right shape for a few steps, save, and go on from the save.
 """
 
 import contextlib

@@ -18,7 +18,6 @@ from torch import Tensor
 from jlt import files
 from jlt.data import Latents, Source, load_representation, open_latents, real_images
 from jlt.data.batches import cut, read_batches
-from jlt.data.hub import find_checkpoint
 from jlt.data.representations import image_batch
 from jlt.evaluation import records
 from jlt.evaluation.agreement import Classifier, class_agreement, fit_classifier
@@ -28,7 +27,7 @@ from jlt.evaluation.protocol import Reference, between, by_class, draw, referenc
 from jlt.evaluation.reconstruction import Fidelity
 from jlt.evaluation.records import Record, Value, mean_and_spread, over_seeds
 from jlt.experiments.plots import grid
-from jlt.sampling import Making, Samples, default_scale, generate, load
+from jlt.sampling import Generator, Making, Samples, default_scale, generate, load
 
 BATCH_SIZE = 100  # images decoded at once
 COMPARED = 100  # samples whose nearest training images are looked for
@@ -91,8 +90,8 @@ class Judge:
     """What images are measured with, and what real images score: the columns that stand beside every run's.
 
     `held_out` are the held-out images as the extractor sees them, `real` as many real training images as are sampled,
-    `classifier` one of real images, if they have labels; `real_values` are those of `real` (for class agreement: of the
-    held-out images), `ceiling` those of the held-out images, encoded and decoded.
+    `classifier` one of real images, if they are of several classes; `real_values` are those of `real` (for class
+    agreement: of the held-out images), `ceiling` those of the held-out images, encoded and decoded.
     """
 
     extractor: Extractor
@@ -136,15 +135,18 @@ class Judge:
         }
 
 
-def prepare_judge(latents: Path, num_images: int, extractor: str) -> Judge:
-    """Return the judge of runs trained on these latents, whose source's held-out images are the reference."""
+def prepare_judge(latents: Path, num_images: int, extractor: str, device: str = "cpu") -> Judge:
+    """Return the judge of runs trained on these latents, whose source's held-out images are the reference.
+
+    Held-out latents are decoded on `device`.
+    """
     features = open_extractor(extractor)
     (training, classes), (held_out, labels) = (stack_images(real_images(latents, s)) for s in ("train", "held-out"))
     against = reference(held_out, features, f"{len(held_out)} held-out images", labels=labels)
     drawn = draw(len(training), num_images)
     real = reference(training[drawn], features, "real against real", labels=classes[drawn])
-    classifier = fit_classifier(training, classes) if int(classes.min()) >= 0 else None
-    decoded = torch.cat(list(decode(latents, "held-out", cut(0, len(held_out), BATCH_SIZE))))
+    classifier = fit_classifier(training, classes) if len(classes.unique()) > 1 else None
+    decoded = torch.cat(list(decode(latents, "held-out", cut(0, len(held_out), BATCH_SIZE), device)))
     fidelity = Fidelity()
     fidelity.update(held_out, decoded)
     ceiling = between(reference(decoded, features, "images encoded and decoded"), against, features)
@@ -178,18 +180,25 @@ def agreement(classifier: Classifier | None, images: Tensor, labels: Tensor) -> 
 
 
 def evaluate(
-    run: Path, latents: Path, out: Path, sampling: Sampling, extractor: str, seeds: Sequence[int] = ()
+    run: Path,
+    latents: Path,
+    out: Path,
+    sampling: Sampling,
+    extractor: str,
+    seeds: Sequence[int] = (),
+    device: str = "cpu",
 ) -> Path:
     """Measure one trained run against held-out images; write its record and return the record's path.
 
-    Of several `seeds`, in place of the sampling's, values are mean and spread.
+    Of several `seeds`, in place of the sampling's, values are mean and spread. The run works on `device`.
     """
-    run, data = find_checkpoint(run), open_latents(latents)
-    judge = prepare_judge(latents, sampling.num_images, extractor)
-    out.mkdir(parents=True, exist_ok=True)
+    generator, data = load(run, sampling.weights, device), open_latents(latents)
+    check_fit(generator.header, data)
+    generator.check(balanced_labels(sampling.num_images, data.num_classes), sampling.making(data.num_classes, device))
+    samplings = by_seed(sampling, seeds, out)
+    judge = prepare_judge(latents, sampling.num_images, extractor, device)
     measured = [
-        measure(run, data, each, judge, {}, folder.with_suffix(".png"), folder)
-        for each, folder in by_seed(sampling, seeds, out)
+        measure(generator, data, each, judge, {}, folder.with_suffix(".png"), folder) for each, folder in samplings
     ]
     first = measured[0]
     ours, theirs = near_training(data, latents, first.samples, out / "neighbours.png")
@@ -267,23 +276,20 @@ class Measured:
 
 
 def measure(
-    run: Path,
+    generator: Generator,
     data: Latents,
     sampling: Sampling,
     judge: Judge,
     settings: Mapping[str, Any],
     picture: Path,
     storage: Path,
-    device: str = "cpu",
 ) -> Measured:
     """Sample a trained run, draw a grid of its images, and measure them."""
-    generator = load(run, sampling.weights, device)
-    check_fit(generator.header, data)
     # the model's name tells target, size and patch size; other settings that runs differ in are appended
     told = {"target", "size", "patch_size"}
     name = ", ".join([str(generator.header["name"]), *(f"{k} {v}" for k, v in settings.items() if k not in told)])
     labels = balanced_labels(sampling.num_images, data.num_classes)
-    how = vars(sampling.making(data.num_classes))
+    how = vars(sampling.making(data.num_classes, next(generator.model.parameters()).device))
     samples = generate(generator, labels, storage, title=f"sampling {name}", **how)
     save_grid(picture, samples.images, samples.labels, data)
     seen = judge.see(samples, name)

@@ -23,6 +23,7 @@ from jlt.data.covariance import Measurable, patches, spectrum, token_moments
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.flow import geometry
 
+Moments = tuple[Float[Tensor, " d"], Float[Tensor, "d d"], int]  # mean, covariance and number of tokens
 COVARIANCES = {"x": "Σ", "eps": "I", "v": "Σ + I"}
 DENSE = 4096  # numbers whose covariance is still worked out whole: 134 MB
 LEADING = 256
@@ -30,16 +31,21 @@ TARGETS = {name: flow.TARGETS[name].coefficients(0.0) for name in COVARIANCES}  
 
 
 def measure_geometry(
-    latents: Measurable, patch_size: int | None = 1, batch_size: int = 256, name: str = "Latent geometry"
+    latents: Measurable,
+    patch_size: int | None = 1,
+    batch_size: int = 256,
+    name: str = "Latent geometry",
+    moments: Moments | None = None,
 ) -> Record:
     """Measure the covariance of all tokens and return its statistics, for each target, as a record.
 
-    A `patch_size` of None takes the whole image as one token. A singular covariance has no condition number: that value
+    `moments` are the tokens' (jlt.data.covariance.token_moments), where they are known already. A `patch_size` of None
+    takes the whole image as one token. A singular covariance has no condition number: that value
     is then missing, and `singular directions` counts why.
     """
     if patch_size is None and latents.gather(torch.zeros(1, dtype=torch.int64)).numel() > DENSE:
         return measure_leading(latents, batch_size, name)
-    mean, covariance, num_tokens = token_moments(latents, patch_size, batch_size)
+    mean, covariance, num_tokens = moments or token_moments(latents, patch_size, batch_size)
     eigenvalues = spectrum(covariance)
     channels, height, width = latents.gather(torch.zeros(1, dtype=torch.int64)).shape[1:]
     return Record(

@@ -56,7 +56,7 @@ def measure_local_geometry(
     label = latents.labels[index].repeat_interleave(len(tokens) // len(index))
     num_tokens, dimension = tokens.shape
     if num_tokens < 100:
-        raise ValueError(f"local geometry needs at least 100 tokens, got {num_tokens}")
+        raise ValueError(f"tokens close up must be at least 100, got {num_tokens}; --no-local leaves them out")
     generator = torch.Generator().manual_seed(seed)
     points = tokens[torch.randperm(num_tokens, generator=generator)[:num_points]]
     centred = tokens - tokens.mean(0)

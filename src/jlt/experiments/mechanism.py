@@ -23,7 +23,7 @@ from jlt import flow
 from jlt.data import Latents
 from jlt.data.covariance import patches
 from jlt.evaluation.records import Figure, Record, Value, mean_and_spread
-from jlt.experiments.capacity import THIRDS
+from jlt.experiments.capacity import thirds
 from jlt.flow import geometry, random
 from jlt.flow.random import Stream
 from jlt.sampling import Generator
@@ -122,7 +122,7 @@ def measure_mechanism(
     )  # fmt: skip
     (first, reference), *others = errors.items()
     for name, error in others:
-        ratios = dict(zip(THIRDS, ratio(error, reference), strict=True))
+        ratios = ratio(error, reference)
         figures[f"{name} over {first}"] = Figure(
             f"Squared error of {name} over that of {first}, in thirds of the directions by variance. Above 1, "
             f"{first} is the better one.{of_seeds(runs[name])}",
@@ -147,14 +147,14 @@ def measure_mechanism(
                 name=name,
                 values={
                     f"error / closed form, {which} variances, t = {t:g}": mean_and_spread(
-                        (e[:, TIMES.index(t)].sum(1) / c[TIMES.index(t)].sum()).tolist()
+                        (e[:, TIMES.index(t)].sum(1) / thirds(closed, 1)[which][TIMES.index(t)].sum()).tolist()
                     )
                     for t in SHOWN
-                    for which, e, c in zip(THIRDS, error.tensor_split(3, 2), closed.tensor_split(3, 1), strict=True)
+                    for which, e in thirds(error, 2).items()
                 }
                 | {
                     f"variance of samples / of data, {which} variances": mean_and_spread(found.mean(1).tolist())
-                    for which, found in zip(THIRDS, variances[name].tensor_split(3, 1), strict=True)
+                    for which, found in thirds(variances[name], 1).items()
                 },
                 settings={"target": runs[name][0].target.short, "step": runs[name][0].header["step"]},
                 fingerprints={"weights": " ".join(run.fingerprint for run in runs[name])},
@@ -164,11 +164,11 @@ def measure_mechanism(
     )
 
 
-def ratio(error: Float[Tensor, "s t d"], reference: Float[Tensor, "r t d"]) -> list[Float[Tensor, "_ t"]]:
+def ratio(error: Float[Tensor, "s t d"], reference: Float[Tensor, "r t d"]) -> dict[str, Float[Tensor, "_ t"]]:
     """Return the ratio of errors in each third of the directions, by seed; of the means where seeds have no pair."""
     if len(error) != len(reference):
         error, reference = error.mean(0, keepdim=True), reference.mean(0, keepdim=True)
-    return [e.sum(2) / r.sum(2) for e, r in zip(error.tensor_split(3, 2), reference.tensor_split(3, 2), strict=True)]
+    return {which: e.sum(2) / thirds(reference, 2)[which].sum(2) for which, e in thirds(error, 2).items()}
 
 
 def of_seeds(runs: Sequence[Generator]) -> str:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,16 +29,21 @@ def share(items: Sequence[T], text: str) -> list[T]:
     return list(items[int(match[1]) - 1 :: int(match[2])])
 
 
+def check(devices: Sequence[str]) -> None:
+    """Raise a ValueError for no devices, and for one that is not here."""
+    if not devices:
+        raise ValueError("the runs need at least 1 device, got 0")
+    for device in devices:
+        check_device(device)
+
+
 def spread(work: Callable[[T, str], object], items: Sequence[T], devices: Sequence[str], log: Path) -> None:
     """Call work(item, device) for all items: with one device one after another, with several one at a time on each.
 
     Each of several devices has a process of its own, whose output goes to a file in the folder `log`; CPUs divide this
     process's threads. The first failure is raised once the others have ended what they were at.
     """
-    if not devices:
-        raise ValueError("the runs need at least 1 device, got 0")
-    for device in devices:
-        check_device(device)
+    check(devices)
     if len(devices) == 1:
         for item in items:
             work(item, devices[0])
@@ -53,6 +59,8 @@ def spread(work: Callable[[T, str], object], items: Sequence[T], devices: Sequen
         try:
             for done in tqdm(as_completed(waiting), total=len(items), desc="runs", unit="run", disable=None):
                 done.result()
+        except BrokenProcessPool:
+            raise ValueError(f"a process ended before its run, killed perhaps; {log} holds what it said") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

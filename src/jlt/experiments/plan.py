@@ -83,6 +83,7 @@ def plan(
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Transformer(model).parameters())
     channels, height, width = expected.shape
+    averages = len(config.ema_decays) + len(config.ema_lengths)
     memory = memory_parts(config, model, parameters, micro_batch_size, recompute)
     total = training_flop(model) * config.batch_size * config.steps
     made = total + (forward_flop(model) * config.batch_size * config.steps if recompute else 0)
@@ -100,7 +101,7 @@ def plan(
         epochs=config.steps * config.batch_size / expected.num_images,
         training_flop=float(total),
         latent_bytes=2 * expected.num_images * channels * height * width * (2 if config.flip else 1),
-        checkpoint_bytes=4 * parameters * (3 + len(config.ema_decays)),  # weights, two moments, averages
+        checkpoint_bytes=4 * parameters * (3 + averages),  # weights, two moments, averages
         micro_batch_size=micro_batch_size,
         memory_bytes=sum(memory.values()),
         memory_parts=memory,
@@ -128,7 +129,7 @@ def memory_parts(
         "parameters": 4 * parameters,
         "gradients": 4 * parameters,
         "moments": 8 * parameters,
-        "averages": 4 * parameters * len(config.ema_decays),
+        "averages": 4 * parameters * (len(config.ema_decays) + len(config.ema_lengths)),
         "bfloat16 weights": 2 * parameters if half else 0,
         "activations": images * (inputs + a_block * (48 * d + 8 * w if half else 72 * d + 16 * w)),
     }

@@ -33,7 +33,7 @@ LEAST_TILE = 64  # pixels: smaller images are enlarged by a whole factor
 
 def draw(figure: Figure) -> "Drawing":
     """Draw the lines of a record's figure; on a log scale points at or below 0 are left out."""
-    from matplotlib import rc_context
+    style = _style()
     from matplotlib.figure import Figure as Drawing
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -42,7 +42,7 @@ def draw(figure: Figure) -> "Drawing":
     for name, (x, y) in figure.lines.items():
         if len(x) != len(y):
             raise ValueError(f"line {name!r} has {len(x)} x values and {len(y)} y values")
-    with rc_context(_style()):
+    with style:
         drawing = Drawing(figsize=(5.4, 3.5), layout="constrained")
         axes = drawing.add_subplot()
         axes.set(xlabel=figure.x_label, ylabel=figure.y_label, xscale=x_scale, yscale=y_scale)
@@ -83,14 +83,14 @@ def heat_map(
 
     Lighter is better, which `lower` says is lower; the best is outlined. Colours end at the worst tenth.
     """
-    from matplotlib import rc_context
+    style = _style(**{"axes.grid": False})
     from matplotlib.figure import Figure as Drawing
     from matplotlib.patches import Rectangle
 
     sign = 1 if lower else -1
     flat = sorted(sign * value for row in table for value in row)
     best, worst = flat[0], flat[int(0.9 * (len(flat) - 1))]
-    with rc_context({**_style(), "axes.grid": False}):
+    with style:
         size = (1.6 + 0.8 * len(columns[1]), 1.3 + 0.5 * len(rows[1]))
         drawing = Drawing(figsize=(max(size[0], 4.2), size[1]), layout="constrained")
         axes = drawing.add_subplot()
@@ -163,17 +163,20 @@ def _visible(value: float, scale: str) -> bool:
 
 
 def _save(figure: Figure, **options: Any) -> bytes:
-    from matplotlib import rc_context
-
     buffer = io.BytesIO()
-    with rc_context(_style()), warnings.catch_warnings():
+    with _style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a page's own fonts may well have it
         draw(figure).savefig(buffer, transparent=True, **options)
     return buffer.getvalue()
 
 
-def _style() -> Any:
-    return {
+def _style(**more: Any) -> Any:
+    """Return the context that everything is drawn in."""
+    try:
+        from matplotlib import rc_context
+    except ImportError:
+        raise ValueError("figures need the package matplotlib: pip install 'jlt[plots]'") from None
+    style: dict[Any, Any] = {
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
         "axes.linewidth": 0.6,
@@ -204,6 +207,7 @@ def _style() -> Any:
         "ytick.minor.width": 0.4,
         "xtick.minor.width": 0.4,
     }
+    return rc_context(style | more)
 
 
 def beside(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 24) -> Image.Image:

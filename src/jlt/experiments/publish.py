@@ -136,7 +136,7 @@ def card(
         f"images = generator.sample({asked}).images  # uint8 (n, channels, height, width)",
         "```",
         "",
-        f"Or `jlt sample {repository} samples{f' --weights {names[0]}' if first else ''}`. Nothing here is executed: "
+        f"Or `jlt sample {repository} samples{f' --weights {chosen}' if first else ''}`. Nothing here is executed: "
         "weights are safetensors, the rest is JSON. It holds " + ", ".join(f"`{name}`" for name in names) + ".",
         "",
         "## Results",

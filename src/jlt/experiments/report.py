@@ -28,7 +28,7 @@ from jlt.experiments import plots
 REFERENCE = "reference"
 MANY = 3  # parts: of more the summary tells the extremes
 WIDE = 8  # parts: of more the table has a row each
-# Which way is better, by a value's name up to its first bracket. Of other values no winner is named.
+# Which way is better, by a value's name without the features in brackets. Of other values no winner is named.
 BETTER = {
     **dict.fromkeys(["FD", "KD", "sFD", "FID", "KID", "sFID"], "lower"),
     **dict.fromkeys(["IS", "class agreement", "precision", "recall", "density", "coverage", "PSNR", "SSIM"], "higher"),
@@ -69,14 +69,18 @@ def write_report(record_path_or_folder: Path, out: Path | None = None) -> Path:
 
 
 def write_figures(record_path_or_folder: Path, folder: Path) -> list[Path]:
-    """Write every figure of a record and of its parts as `<kind>-<figure>.png` in `folder`; return their paths."""
+    """Write every figure of a record and of its parts as `<kind>-<figure>.png` in `folder`; return their paths.
+
+    Where two parts have a figure of the same name, the later one's file is named by the part, too.
+    """
     path = record_path_or_folder / "record.json" if record_path_or_folder.is_dir() else record_path_or_folder
-    written = []
+    written: list[Path] = []
     for holder in _holders(records.read(path)):
         for name, figure in holder.figures.items():
-            out = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{holder.kind} {name}'.lower()).strip('-')}.png"
-            files.write_bytes(out, plots.png(figure))
-            written.append(out)
+            names = [f"{holder.kind} {name}", f"{holder.kind} {holder.name} {name}"]
+            paths = [folder / f"{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')}.png" for text in names]
+            written.append(paths[paths[0] in written])
+            files.write_bytes(written[-1], plots.png(figure))
     return written
 
 
@@ -175,7 +179,7 @@ def _value_sentence(name: str, columns: Sequence[Record]) -> str:
 
 def direction(name: str) -> str:
     """Return "lower" or "higher", whichever is better for the value of that name, or nothing."""
-    return BETTER.get(name.split(" (")[0], "")
+    return BETTER.get(re.sub(r" \([^()]*\)$", "", name), "")
 
 
 def leader(name: str, parts: Sequence[Record]) -> Record | None:

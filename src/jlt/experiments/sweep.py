@@ -35,11 +35,11 @@ from jlt.evaluation.protocol import Reference, compare
 from jlt.evaluation.records import Record
 from jlt.experiments import placement, plots
 from jlt.experiments.benchmark import observe, of_run, of_source, open_reference, score, write_reference
-from jlt.experiments.evaluate import Sampling, check_fit
+from jlt.experiments.evaluate import Sampling, balanced_labels, by_seed, check_fit
 from jlt.experiments.report import direction
 from jlt.nn import checkpoint
 from jlt.processes import Processes, joined, open_device
-from jlt.sampling import Making
+from jlt.sampling import Making, load
 
 SHARED = ("num_images", "seed", "guide", "batch_size")  # of Sampling; a sweep varies the others
 METRICS = ("FD", "KD", "FID", "KID", "sFD", "sFID", "IS", "precision", "recall", "density", "coverage")
@@ -87,7 +87,7 @@ def settled(point: Point, factors: Factors) -> Point:
     """Return the point that gives the same images: at scale 1 neither interval nor rule matters."""
     if point["scale"] != 1:
         return point
-    return {**point, "interval": factors.interval[0], "guidance": factors.guidance[0]}
+    return {**point, "interval": factors.interval[0], "guidance": Making.guidance}
 
 
 def name_of(point: Point) -> str:
@@ -133,15 +133,21 @@ def sweep(
         raise ValueError(
             f"the final seeds must be others than the points' seed {sampling.seed}, got {list(final_seeds)}"
         )
+    if sampling.guide is not None and not any(rule.startswith("auto") for rule in factors.guidance):
+        raise ValueError(f"guidance auto takes the guide {sampling.guide}, {', '.join(factors.guidance)} none")
     run = find_checkpoint(run)
     opened = checkpoint.read(run)
     factors = dataclasses.replace(factors, weights=tuple(opened.resolve(name) for name in averages(opened, factors)))
     todo = {name_of(point): point for point in (settled(point, factors) for point in points(factors))}
     here = placement.share(list(todo.items()), share or "1/1")
+    by_seed(dataclasses.replace(sampling, num_images=full), final_seeds, out)  # the last step, refused before the first
     with joined() as processes:
         where, network = open_device(device), open_extractor(extractor)
 
         def begin() -> Path:
+            check_points(run, list(todo.values()), sampling, where)
+            if latents is not None:
+                check_fit(opened.header, open_latents(latents))
             against = reference or out / "reference.npz"
             shared = {name: getattr(sampling, name) for name in SHARED} | {
                 "guide": None if sampling.guide is None else str(sampling.guide),
@@ -152,7 +158,6 @@ def sweep(
             files.claim(out, "sweep.json", shared, "points", free=("batch_size",))
             if reference is None and not against.is_file():
                 assert latents is not None
-                check_fit(opened.header, open_latents(latents))
                 held_out = of_source(real_images(latents, "held-out"), sampling.batch_size)
                 write_reference(held_out, against, network, where, Processes())
             return against
@@ -176,6 +181,18 @@ def sweep(
         return processes.first(lambda: finish(out, last, factors, found, best, by, sampling))
 
 
+def check_points(run: Path, todo: Sequence[Point], sampling: Sampling, device: torch.device) -> None:
+    """Raise a ValueError for points that cannot be sampled; nothing is computed."""
+    guide = None if sampling.guide is None else load(sampling.guide, device=device)
+    asked = [as_sampling(point, sampling) for point in todo]
+    generator = load(run, asked[0].weights, device)
+    classes = generator.model.config.num_classes
+    for each in asked:
+        how = dataclasses.replace(each, guide=None).making(classes)
+        labels = balanced_labels(each.num_images, classes)
+        generator.check(labels, dataclasses.replace(how, guide=guide if each.guide else None))
+
+
 def averages(opened: checkpoint.Checkpoint, factors: Factors) -> Sequence[str]:
     """Return the weights asked for, by default all averages."""
     return factors.weights or [f"{decay:g}" for decay in opened.decays] or ["model"]
@@ -183,8 +200,8 @@ def averages(opened: checkpoint.Checkpoint, factors: Factors) -> Sequence[str]:
 
 def as_sampling(point: Point, sampling: Sampling) -> Sampling:
     """Return how a point is sampled."""
-    weights = str(point["weights"]).removeprefix("ema-")
-    guide = sampling.guide if str(point["guidance"]).startswith("auto") and point["scale"] != 1 else None
+    weights = str(point["weights"]).removeprefix("ema-").replace("power-", "power=")
+    guide = sampling.guide if str(point["guidance"]).startswith("auto") else None
     return dataclasses.replace(sampling, **{**point, "weights": weights, "guide": guide})
 
 

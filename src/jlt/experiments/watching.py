@@ -59,6 +59,7 @@ class Watching:
     def __post_init__(self) -> None:
         at_least(0, self, "gradient_norms_every", "samples_every", "distances_every", "neighbours_every")
         at_least(2, self, "watch_images")
+        at_least(1, self, "watch_steps")
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise ValueError(f"peak_tflops must be above 0, got {self.peak_tflops}")
 
