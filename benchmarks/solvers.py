@@ -9,10 +9,11 @@ and v, both in patch-PCA latents of 64 x 4 x 4. Nothing is guided, but for one s
 
     screen   every solver that draws no noise, grid and floor at BUDGETS: the mean L2 distance of the end points of 256
              images from those that fine solutions (rk4, 799 evaluations) reach from the same noise
-    fd       the four solvers that come nearest, with their best grid, Euler and Heun in even steps, and for x both of
-             these without the floor: FD of 5,000 images and as many real ones, 3 seeds, on the features of a small
-             convolutional classifier of the same data (not FID, and comparable within one set of data alone). With 99
-             evaluations the nearest of the four stands for all of them: they solve the same equation by then.
+    fd       the four solvers that come nearest, with their best grid, the package's default, Euler and Heun in even
+             steps, and for x both of these without the floor: FD of 5,000 images and as many real ones, 3 seeds, on the
+             features of a small convolutional classifier of the same data (not FID, and comparable within one set of
+             data alone). With 99 evaluations the nearest of the four stands for all of them: they solve the same
+             equation by then.
 
 A model of x has two flows: with the floor, and without, where the velocity (x - z) / (1 - t) draws z to what the model
 takes for clean, the more the nearer to t = 1, so that the end depends on how near the last step begins. So there are
@@ -53,7 +54,7 @@ from jlt.evaluation.records import Figure
 from jlt.experiments import plots
 from jlt.experiments.evaluate import balanced_labels, stack_images
 from jlt.experiments.presets import DIGITS
-from jlt.sampling import SOLVERS, Generator, load
+from jlt.sampling import SOLVERS, Generator, Making, load
 from jlt.training import train
 
 FLOOR, BATCH = 0.05, 125
@@ -102,6 +103,7 @@ class Way:
 
 
 BASELINES = (Way("heun"), Way("euler"))
+DEFAULT = Way(Making.solver, Making.grid)
 
 
 def ways(target: str) -> list[Way]:
@@ -269,7 +271,7 @@ def frechet(study: Study, name: str, target: str, seed: int, classifier: Classif
     generator, real = load(study.out / name / target), reference(study, name, classifier)
     labels = balanced_labels(count, generator.model.config.num_classes)
     best = chosen(study, name, target)
-    asked = [(way, budget) for budget in (25, 10) for way in (*BASELINES, *best)]
+    asked = [(way, budget) for budget in (25, 10) for way in dict.fromkeys((*BASELINES, *best, DEFAULT))]
     asked[len(asked) // 2 : len(asked) // 2] = [(way, 99) for way in (*BASELINES, best[0])]
     if target == "x":
         asked += [(dataclasses.replace(way, floor=0.0), budget) for budget in (25, 10) for way in BASELINES]
