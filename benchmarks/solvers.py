@@ -59,7 +59,7 @@ from jlt.training import train
 
 FLOOR, BATCH = 0.05, 125
 GRIDS = ("uniform", "shifted=0.5", "shifted=2", "logit=3", "logit=5", "karras=7")
-CHOOSING, BUDGETS = (10, 25), (5, 15, 35, 50)  # evaluations: the four are chosen at the first, the rest come later
+CHOOSING, BUDGETS = (10, 25), (5, 50)  # evaluations: the four are chosen at the first, the others come later
 SCALE = 2.5  # of the guided screening, where 0.1 < t < 1
 Row = dict[str, Any]
 Lines = dict[str, tuple[list[float], list[float]]]
@@ -225,16 +225,17 @@ def screen(study: Study, name: str, target: str, budgets: tuple[int, ...], scale
     if not missing:
         return
     fine = {"value": ends(Way("rk4", "logit=3"), 200)}
-    other = {"value": ends(Way("midpoint", "logit=3"), 400)}
     if target == "x":
         fine["unfloored"] = ends(Way("rk4", "logit=3", 0.0), 200)
-        other["unfloored"] = ends(Way("unipc", "logit=3"), 500)
+    others = {"value": (Way("midpoint", "logit=3"), 400), "unfloored": (Way("unipc", "logit=3"), 500)}
 
     def distances(found: Tensor) -> Row:
         return {flow: distance(found, end) for flow, end in fine.items()}
 
-    checked = {flow: distance(end, other[flow]) for flow, end in fine.items()}
-    study.measure(lambda: checked, **key | {"kind": "screen: error of the fine solution"})
+    def checked() -> Row:
+        return {flow: distance(end, ends(*others[flow])) for flow, end in fine.items()}
+
+    study.measure(checked, **key | {"kind": "screen: error of the fine solution"})
     norm = fine["value"].flatten(1).norm(dim=1).mean().item()
     study.measure(lambda: {"value": norm}, **key | {"kind": "screen: norm of the end points"})
     if target == "x":
