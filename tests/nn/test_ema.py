@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jlt.nn import EMA
-from jlt.nn.ema import LONGEST, exponent, fitting_decay, overlap, reconstruction, standing_in
+from jlt.nn.ema import LONGEST, exponent, overlap, reconstruction, standing_in
 
 
 def test_an_average_is_its_closed_form() -> None:
@@ -42,11 +42,6 @@ def test_averages_are_float32_whatever_the_model_is() -> None:
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
         EMA(torch.nn.Linear(1, 1), [decay])
-
-
-@pytest.mark.parametrize("steps", [100, 1500, 250_000])
-def test_a_fitting_decay_forgets_the_start(steps: int) -> None:
-    assert fitting_decay(steps) ** steps < 1e-6
 
 
 @pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.2, 0.28])

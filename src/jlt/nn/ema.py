@@ -1,7 +1,7 @@
 """Averages of the weights, any number of them, kept in float32 whatever the model's dtype.
 
 Two kinds. With decay d an average starts as the initial weights and still holds d^n of them after n steps (0.9999: 90 %
-after a thousand), so the decays must fit the run's length; `fitting_decay` gives one that does.
+after a thousand), so the decays must fit the run's length.
 
 A power average of relative length s (EDM2, arXiv 2312.02696, section 3) weighs the weights of step t by t^gamma: it is
 as long as a share of the run so far, forgets the start by itself, and from snapshots of two of them the average of any
@@ -17,11 +17,6 @@ import torch
 from torch import Tensor, nn
 
 LONGEST = math.sqrt(1 / 12)  # the relative length of gamma = 0, the plain mean of all steps
-
-
-def fitting_decay(steps: int, share: float = 0.05) -> float:
-    """Return the decay whose averaging length 1 / (1 - d) is that share of the run, rounded to three digits."""
-    return float(f"{1 - 1 / max(share * steps, 2):.4g}")
 
 
 def exponent(length: float) -> float:
