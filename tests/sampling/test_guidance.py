@@ -118,6 +118,18 @@ def test_guidance_does_not_depend_on_the_target(kind: str, guidance: str) -> Non
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("guidance", ["cfg", "cfg-zero", "apg:threshold=0.3"])
+def test_guidance_does_not_depend_on_a_target_by_channel_either(guidance: str) -> None:
+    z, label, t = torch.randn(4, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0]), 0.4
+    clean = torch.randn(NO_CLASS + 1, 3, 2, 2, dtype=torch.float64)  # what the network takes each class for
+    found = []
+    for kind in (TARGETS["x"], channel_residual([4.0, 0.5, 0.05])):
+        model = lambda z, time, label, kind=kind: kind.mix(clean[label], (z - t * clean[label]) / (1 - t), t)  # noqa: E731
+        predict = guided(Passes(model), kind, NO_CLASS, 2.5, (0.0, 1.0), guidance)
+        found.append(Field(predict, kind, label, floor=0.0)(z, t).x)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)  # variances are float32's
+
+
 @pytest.mark.parametrize("kind", ["x", "eps", "v"])
 def test_projected_guidance_with_all_of_the_change_is_classifier_free(kind: str) -> None:
     found, expected = read(kind, 0.4, "apg:eta=1,momentum=0"), read(kind, 0.4, "cfg")
