@@ -3,11 +3,14 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from jlt.flow import TARGETS, convert, target
 from jlt.flow.targets import channel_residual
@@ -17,7 +20,7 @@ from jlt.sampling.field import Passes, Prediction
 from jlt.sampling.grids import uniform_grid
 
 
-def gaussian_field(variance: Tensor) -> Callable[[Tensor, float], Prediction]:
+def gaussian_field(variance: Tensor | float) -> Callable[[Tensor, float], Prediction]:
     """The exact field of x ~ N(0, variance): E[x|z] = t var / (t^2 var + (1-t)^2) z, and v = E[x|z] - E[eps|z]."""
 
     def field(z: Tensor, t: float) -> Prediction:
@@ -99,6 +102,25 @@ def test_the_authors_samples_are_reproduced(
         z = solver(Field(predict, target(name), vectors["sample_label"]), vectors["sample_noise"], uniform_grid(steps))
     expected = vectors[f"sample_{vector}_target_{name}"]
     assert (z - expected).norm() < 1e-5 * expected.norm()  # the vectors' own tolerance
+
+
+class Dtypes(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.seen |= {leaf.dtype for leaf in tree_leaves(made) if torch.is_tensor(leaf)}
+        return made
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_keeps_the_latents_dtype_for_devices_that_have_no_other(name: str) -> None:
+    z = torch.ones(2, 1, 2, 2)
+    with Dtypes() as dtypes:
+        SOLVERS[name](gaussian_field(4.0), z, uniform_grid(4), None, lambda i: torch.ones_like(z))
+    assert dtypes.seen <= {torch.float32, torch.bool}
 
 
 def test_a_grid_needs_a_step() -> None:
