@@ -306,7 +306,7 @@ def test_the_command_line_refuses_what_it_cannot_watch(
         (["--log", "tensorbored"], "unknown log 'tensorbored', did you mean 'tensorboard'"),
         (["--samples-every", "-1"], "samples_every must be at least 0, got -1"),
         (["--peak-tflops", "0"], "peak_tflops must be above 0, got 0.0"),
-        (["--ema-lengths", "0.5"], "must be in (0, 0.2887], got 0.5"),
+        (["--ema-lengths", "0.5"], "must be in [1e-09, 0.2887], got 0.5"),
     ):
         assert main([*tiny, *options]) == 2
         assert message in capsys.readouterr().err

@@ -16,16 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+SHORTEST = 1e-9  # far below one step of any run; 1 / length^2 is still a number
 LONGEST = math.sqrt(1 / 12)  # the relative length of gamma = 0, the plain mean of all steps
 
 
 def exponent(length: float) -> float:
     """Return gamma of a relative length: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), EDM2 eq. 4.
 
-    A length is the standard deviation of the profile t^gamma over a run of duration 1; it lies in (0, 0.2887].
+    A length is the standard deviation of the profile t^gamma over a run of duration 1; it lies in [1e-9, 0.2887]. Any
+    other is a ValueError.
     """
-    if not 0 < length <= LONGEST:
-        raise ValueError(f"the relative length of a power average must be in (0, {LONGEST:.4f}], got {length}")
+    if not SHORTEST <= length <= LONGEST:
+        raise ValueError(
+            f"the relative length of a power average must be in [{SHORTEST:g}, {LONGEST:.4f}], got {length}"
+        )
     roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
     return max(0.0, float(roots.real.max()))  # the other two are below -1, where the profile has no integral
 
