@@ -8,9 +8,8 @@ from torch import Tensor
 
 from jlt.flow import TARGETS, convert, target
 from jlt.flow.targets import channel_residual
-from jlt.sampling import SCHEDULES, Field, Guide, classifier_free, guided, heun
+from jlt.sampling import SCHEDULES, Field, Guide, classifier_free, guided, heun, time_grid
 from jlt.sampling.field import Passes, Prediction, Rescaled
-from jlt.sampling.grids import uniform_grid
 
 NO_CLASS = 3
 
@@ -60,7 +59,7 @@ def test_the_papers_sampler_makes_99_evaluations_and_187_passes() -> None:
     # guided; the other 88 evaluations are two passes each.
     counted = Passes(network)
     field = Field(classifier_free(counted, NO_CLASS, 2.9, (0.1, 1.0)), TARGETS["x"], torch.tensor([0]))
-    heun(field, torch.zeros(1, 2), uniform_grid(50))
+    heun(field, torch.zeros(1, 2), time_grid("uniform", 50))
     assert (field.evaluations, counted.count) == (99, 187)
 
 
