@@ -126,6 +126,16 @@ def test_a_batch_size_is_found_once_and_kept(run: Path, tmp_path: Path, monkeypa
     assert sample(run, tmp_path / "out", "--batch-size", "auto") == 0  # another would be refused as other settings
 
 
+@pytest.mark.parametrize("stated", ["{}", "[]", '{"batch_size": null}'])
+def test_a_batch_size_is_not_looked_for_in_another_folders_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stated: str
+) -> None:
+    (tmp_path / "samples.json").write_text(stated)
+    assert sample(run, tmp_path, "--batch-size", "auto") == 2
+    assert f"{tmp_path}" in capsys.readouterr().err
+    assert (tmp_path / "samples.json").read_text() == stated
+
+
 def test_images_of_four_channels_are_numbers_and_not_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,9 +13,8 @@ from jlt.data import Pixels, encode, open_latents
 from jlt.data.authors_checkpoint import import_checkpoint
 from jlt.data.idx import Arrays
 from jlt.nn import EMA, Transformer, checkpoint
-from jlt.sampling import SOLVERS, Field, classifier_free
+from jlt.sampling import SOLVERS, Field, classifier_free, time_grid
 from jlt.sampling.field import Passes
-from jlt.sampling.grids import uniform_grid
 from jlt.training import TrainConfig, train
 from jlt.training.loop import adopt
 from jlt.training.step import make_optimizer
@@ -40,7 +39,7 @@ def test_an_imported_checkpoint_gives_the_authors_outputs_and_samples(
     predict = classifier_free(Passes(generator.model), 10, 2.9, (0.1, 1.0))
     field = Field(predict, generator.target, vectors["sample_label"], generator.header["floor"])
     with torch.no_grad():
-        z = SOLVERS["heun"](field, vectors["sample_noise"], uniform_grid(6), None)
+        z = SOLVERS["heun"](field, vectors["sample_noise"], time_grid("uniform", 6), None)
     expected = vectors["sample_heun_target_x"]
     assert (z - expected).norm() / expected.norm() < 1e-5
     images = generator.sample([3, 10], steps=2).images  # 10 is no class

@@ -307,7 +307,7 @@ def test_the_command_line_refuses_what_it_cannot_watch(
         (["--samples-every", "-1"], "samples_every must be at least 0, got -1"),
         (["--samples-every", "1", "--watch-steps", "0"], "watch_steps must be at least 1, got 0"),
         (["--peak-tflops", "0"], "peak_tflops must be above 0, got 0.0"),
-        (["--ema-lengths", "0.5"], "must be in (0, 0.2887], got 0.5"),
+        (["--ema-lengths", "0.5"], "must be in [1e-09, 0.2887], got 0.5"),
     ):
         assert main([*tiny, *options]) == 2
         assert message in capsys.readouterr().err

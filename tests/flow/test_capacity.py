@@ -213,6 +213,13 @@ def test_a_rank_outside_the_dimension_is_refused(rank):
         forecast(fates(SPECTRUM, TARGETS["x"], TARGETS["x"], FEW), rank)
 
 
+@pytest.mark.parametrize("spectrum", [SPECTRUM, SPECTRUM[:1]])
+def test_a_forecast_refuses_coefficients_by_channel(spectrum):
+    for of, space in [("x", "residual=channels:4,1"), ("residual=channels:4,1", "x")]:
+        with pytest.raises(ValueError, match=r"eigen-directions, residual=channels has a variance for each channel"):
+            fates(spectrum, target(of), target(space), FEW)
+
+
 def test_the_quadrature_averages_over_the_density():
     t = quadrature(TimeDensity("logit-normal", -0.8, 0.8))
     assert t.logit().mean().item() == pytest.approx(-0.8, abs=1e-9)  # the density is symmetric in logit(t)

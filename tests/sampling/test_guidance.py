@@ -8,9 +8,8 @@ from torch import Tensor
 
 from jlt.flow import TARGETS, convert, target
 from jlt.flow.targets import channel_residual
-from jlt.sampling import SCHEDULES, Field, Guide, classifier_free, guided, heun
+from jlt.sampling import SCHEDULES, Field, Guide, classifier_free, guided, heun, time_grid
 from jlt.sampling.field import Passes, Prediction, Rescaled
-from jlt.sampling.grids import uniform_grid
 
 NO_CLASS = 3
 
@@ -60,7 +59,7 @@ def test_the_papers_sampler_makes_99_evaluations_and_187_passes() -> None:
     # guided; the other 88 evaluations are two passes each.
     counted = Passes(network)
     field = Field(classifier_free(counted, NO_CLASS, 2.9, (0.1, 1.0)), TARGETS["x"], torch.tensor([0]))
-    heun(field, torch.zeros(1, 2), uniform_grid(50))
+    heun(field, torch.zeros(1, 2), time_grid("uniform", 50))
     assert (field.evaluations, counted.count) == (99, 187)
 
 
@@ -116,6 +115,18 @@ def test_guidance_does_not_depend_on_the_target(kind: str, guidance: str) -> Non
         read(kind, 0.4, guidance, 2.5, first), read("x", 0.4, guidance, 2.5, second), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("guidance", ["cfg", "cfg-zero", "apg:threshold=0.3"])
+def test_guidance_does_not_depend_on_a_target_by_channel_either(guidance: str) -> None:
+    z, label, t = torch.randn(4, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0]), 0.4
+    clean = torch.randn(NO_CLASS + 1, 3, 2, 2, dtype=torch.float64)  # what the network takes each class for
+    found = []
+    for kind in (TARGETS["x"], channel_residual([4.0, 0.5, 0.05])):
+        model = lambda z, time, label, kind=kind: kind.mix(clean[label], (z - t * clean[label]) / (1 - t), t)  # noqa: E731
+        predict = guided(Passes(model), kind, NO_CLASS, 2.5, (0.0, 1.0), guidance)
+        found.append(Field(predict, kind, label, floor=0.0)(z, t).x)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)  # variances are float32's
 
 
 @pytest.mark.parametrize("kind", ["x", "eps", "v"])

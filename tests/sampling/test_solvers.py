@@ -3,21 +3,23 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from jlt.flow import TARGETS, convert, target
 from jlt.flow.targets import channel_residual
 from jlt.nn import Transformer, authors
-from jlt.sampling import SOLVERS, Field, classifier_free, euler, guided, heun
+from jlt.sampling import SOLVERS, Field, classifier_free, euler, guided, heun, time_grid
 from jlt.sampling.field import Passes, Prediction
-from jlt.sampling.grids import uniform_grid
 
 
-def gaussian_field(variance: Tensor) -> Callable[[Tensor, float], Prediction]:
+def gaussian_field(variance: Tensor | float) -> Callable[[Tensor, float], Prediction]:
     """The exact field of x ~ N(0, variance): E[x|z] = t var / (t^2 var + (1-t)^2) z, and v = E[x|z] - E[eps|z]."""
 
     def field(z: Tensor, t: float) -> Prediction:
@@ -34,7 +36,8 @@ def test_the_order_of_convergence_on_a_gaussian(solver: str, order: int, varianc
     z, var = torch.tensor([[1.5]], dtype=torch.float64), torch.tensor(variance, dtype=torch.float64)
     end = z * var.sqrt()
     errors = [
-        (SOLVERS[solver](gaussian_field(var), z, uniform_grid(n), None) - end).abs().item() for n in (64, 128, 256)
+        (SOLVERS[solver](gaussian_field(var), z, time_grid("uniform", n), None) - end).abs().item()
+        for n in (64, 128, 256)
     ]
     # Heun's last step is an Euler step, whose error is of order h^2 once: the order stays 2
     observed = [torch.tensor(a / b).log2().item() for a, b in itertools.pairwise(errors)]
@@ -47,13 +50,15 @@ def test_a_straight_flow_is_solved_exactly_in_any_number_of_steps() -> None:
     for solve in SOLVERS.values():
         for steps in (1, 2, 7):
             field = lambda z_t, t: Prediction((point - z_t) / (1 - t), point)  # noqa: E731
-            torch.testing.assert_close(solve(field, z, uniform_grid(steps), None, lambda i: torch.zeros_like(z)), point)
+            torch.testing.assert_close(
+                solve(field, z, time_grid("uniform", steps), None, lambda i: torch.zeros_like(z)), point
+            )
 
 
 @pytest.mark.parametrize(("solver", "evaluations"), [("euler", 50), ("heun", 99)])
 def test_evaluations_are_counted(solver: str, evaluations: int) -> None:
     field = Field(lambda z, t, label: z, TARGETS["v"])
-    SOLVERS[solver](field, torch.zeros(1, 1), uniform_grid(50), None)
+    SOLVERS[solver](field, torch.zeros(1, 1), time_grid("uniform", 50), None)
     assert field.evaluations == evaluations
 
 
@@ -61,7 +66,7 @@ def test_the_callback_sees_every_step_with_its_clean_latent() -> None:
     seen: list[tuple[int, float, float, float]] = []
     var = torch.tensor(4.0, dtype=torch.float64)
     z = torch.ones(1, 1, dtype=torch.float64)
-    heun(gaussian_field(var), z, uniform_grid(4), lambda i, t, z, x: seen.append((i, t, z.item(), x.item())))
+    heun(gaussian_field(var), z, time_grid("uniform", 4), lambda i, t, z, x: seen.append((i, t, z.item(), x.item())))
     assert [(i, t) for i, t, _, _ in seen] == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75)]
     for _, t, z_t, x_t in seen:
         assert x_t == pytest.approx(4 * t / (4 * t**2 + (1 - t) ** 2) * z_t)
@@ -78,7 +83,7 @@ def test_the_floor_moves_a_gaussians_spread_as_the_paper_states(lam: float, name
         v, x = exact(z, t)
         return target(name).mix(x, x - v, t)  # eps = x - v
 
-    end = heun(Field(predict, target(name)), torch.ones(1, 1, dtype=torch.float64), uniform_grid(50))
+    end = heun(Field(predict, target(name)), torch.ones(1, 1, dtype=torch.float64), time_grid("uniform", 50))
     assert end.abs().item() == pytest.approx(deviation, abs=0.0006)
 
 
@@ -96,14 +101,35 @@ def test_the_authors_samples_are_reproduced(
     model.load_state_dict(found.model)
     predict = classifier_free(Passes(model), 10, scale=2.9, interval=(0.1, 1.0))
     with torch.no_grad():
-        z = solver(Field(predict, target(name), vectors["sample_label"]), vectors["sample_noise"], uniform_grid(steps))
+        z = solver(
+            Field(predict, target(name), vectors["sample_label"]), vectors["sample_noise"], time_grid("uniform", steps)
+        )
     expected = vectors[f"sample_{vector}_target_{name}"]
     assert (z - expected).norm() < 1e-5 * expected.norm()  # the vectors' own tolerance
 
 
+class Dtypes(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.seen |= {leaf.dtype for leaf in tree_leaves(made) if torch.is_tensor(leaf)}
+        return made
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_keeps_the_latents_dtype_for_devices_that_have_no_other(name: str) -> None:
+    z = torch.ones(2, 1, 2, 2)
+    with Dtypes() as dtypes:
+        SOLVERS[name](gaussian_field(4.0), z, time_grid("uniform", 4), None, lambda i: torch.ones_like(z))
+    assert dtypes.seen <= {torch.float32, torch.bool}
+
+
 def test_a_grid_needs_a_step() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        uniform_grid(0)
+        time_grid("uniform", 0)
 
 
 @pytest.mark.parametrize("name", ["x", "v", "k=0.5", "k=0..1"])
@@ -120,6 +146,6 @@ def test_a_network_that_says_0_of_a_residual_samples_gaussian_channels_exactly(n
     network = Passes(lambda z, t, label: torch.zeros_like(z))
     skip, z = channel_residual(variances.tolist()), torch.randn(6, 3, 2, 2)
     predict = guided(network, skip, 2, scale=2.0, guidance=guidance)
-    end = SOLVERS[name](Field(predict, skip, torch.zeros(6, dtype=torch.int64)), z, uniform_grid(200))
+    end = SOLVERS[name](Field(predict, skip, torch.zeros(6, dtype=torch.int64)), z, time_grid("uniform", 200))
     # second order: 200 steps err by at most 7e-4, in the channel of variance 0.1, which changes fastest near the data
     torch.testing.assert_close(end, variances.sqrt()[:, None, None] * z, rtol=1e-3, atol=1e-6)

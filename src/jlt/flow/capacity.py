@@ -40,7 +40,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jlt.flow import geometry
-from jlt.flow.targets import Target, floored, target
+from jlt.flow.targets import CHANNELS, Target, floored, target
 from jlt.flow.times import TimeDensity
 
 TIMES = 2000  # midpoints of equal cells, whose borders lie where a floor of 0.05 sets in
@@ -99,7 +99,13 @@ def loss_weight(of: Target, space: Target, t: Float[Tensor, "..."], floor: float
 def fates(
     eigenvalues: Float[Tensor, " d"], of: Target, space: Target, t: Float[Tensor, " n"], floor: float = 0.05
 ) -> Fates:
-    """Work out what keeping or neglecting each direction means for a target trained at times `t` of equal weight."""
+    """Work out what keeping or neglecting each direction means for a target trained at times `t` of equal weight.
+
+    Raises a ValueError for a target or space with coefficients by channel, which eigen-directions are not.
+    """
+    for side in (of, space):
+        if side.short == CHANNELS:
+            raise ValueError(f"a forecast is of eigen-directions, {CHANNELS} has a variance for each channel")
     spectrum, t = eigenvalues.double().clamp(min=0), t.double()[:, None]
     weight = loss_weight(of, space, t, floor)
     explained = geometry.optimal_coefficient(spectrum, *of.coefficients(t), t) ** 2 * geometry.noisy_variance(

@@ -1,7 +1,7 @@
 """Averages of the weights, any number of them, kept in float32 whatever the model's dtype.
 
 Two kinds. With decay d an average starts as the initial weights and still holds d^n of them after n steps (0.9999: 90 %
-after a thousand), so the decays must fit the run's length; `fitting_decay` gives one that does.
+after a thousand), so the decays must fit the run's length.
 
 A power average of relative length s (EDM2, arXiv 2312.02696, section 3) weighs the weights of step t by t^gamma: it is
 as long as a share of the run so far, forgets the start by itself, and from snapshots of two of them the average of any
@@ -16,21 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+SHORTEST = 1e-9  # far below one step of any run; 1 / length^2 is still a number
 LONGEST = math.sqrt(1 / 12)  # the relative length of gamma = 0, the plain mean of all steps
-
-
-def fitting_decay(steps: int, share: float = 0.05) -> float:
-    """Return the decay whose averaging length 1 / (1 - d) is that share of the run, rounded to three digits."""
-    return float(f"{1 - 1 / max(share * steps, 2):.4g}")
 
 
 def exponent(length: float) -> float:
     """Return gamma of a relative length: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), EDM2 eq. 4.
 
-    A length is the standard deviation of the profile t^gamma over a run of duration 1; it lies in (0, 0.2887].
+    A length is the standard deviation of the profile t^gamma over a run of duration 1; it lies in [1e-9, 0.2887]. Any
+    other is a ValueError.
     """
-    if not 0 < length <= LONGEST:
-        raise ValueError(f"the relative length of a power average must be in (0, {LONGEST:.4f}], got {length}")
+    if not SHORTEST <= length <= LONGEST:
+        raise ValueError(
+            f"the relative length of a power average must be in [{SHORTEST:g}, {LONGEST:.4f}], got {length}"
+        )
     roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
     return max(0.0, float(roots.real.max()))  # the other two are below -1, where the profile has no integral
 

@@ -94,11 +94,15 @@ class Rescaled:
     target: Target
 
     def __call__(self, y: Tensor, other: Tensor, z: Tensor, t: float, scale: float) -> Tensor:
-        """Guide; velocities are read as det v, since a common factor leaves the scale as it is, and det may be 0."""
-        still = self.target.mix(z, z, t)  # what is predicted where the velocity is 0
-        v, v_other = still - y, still - other
+        """Guide; velocities are read as det v, since a common factor leaves the scale as it is, and det may be 0.
+
+        A det by channel is no common factor, and 0 nowhere.
+        """
+        still, det = self.target.mix(z, z, t), self.target.det(t)  # what is predicted where the velocity is 0
+        factor = fitted(det, y) if isinstance(det, Tensor) else 1.0
+        v, v_other = (still - y) / factor, (still - other) / factor
         share = sums(v * v_other) / sums(v_other.square()).clamp(min=torch.finfo(v.dtype).tiny)
-        return still - torch.lerp(share * v_other, v, scale)
+        return still - factor * torch.lerp(share * v_other, v, scale)
 
 
 @dataclass

@@ -26,11 +26,6 @@ class Grid:
     value: float | None = None
 
 
-def uniform_grid(steps: int) -> list[float]:
-    """Return the times 0, 1/steps, ..., 1."""
-    return time_grid("uniform", steps)
-
-
 def time_grid(name: str, steps: int) -> list[float]:
     """Return the steps + 1 rising times of a grid; a bad name, value or number of steps is a ValueError."""
     if steps < 1:

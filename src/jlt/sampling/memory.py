@@ -77,8 +77,9 @@ def fitting_batch_size(
     """
 
     def choose() -> int:
-        if (out / HEADER).is_file():
-            return int(files.read_json(out / HEADER)["batch_size"])
+        begun = files.read_json(out / HEADER) if (out / HEADER).is_file() else None
+        if isinstance(begun, dict) and isinstance(size := begun.get("batch_size"), int):
+            return size  # what else the file states is compared when the folder is claimed
         one = dataclasses.replace(how, steps=min(how.steps, 4), batch_size=1)
         first = dataclasses.replace(one, steps=1)  # loads a decoder's weights
         # a compiler that meets a dispatch mode gives the code up, and all later batches would run uncompiled

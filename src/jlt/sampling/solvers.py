@@ -261,7 +261,7 @@ def adaptive(
 
 def rms(z: Tensor) -> Tensor:
     """Return each image's root mean square."""
-    return z.double().flatten(1).square().mean(1).sqrt()
+    return z.flatten(1).square().mean(1).sqrt()
 
 
 @dataclass(frozen=True)
