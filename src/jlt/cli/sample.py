@@ -24,7 +24,7 @@ class How:
         seed: with an image's index it determines the image's noise.
         solver: euler, heun, midpoint, rk4, ab2, dpmpp-2m, dpmpp-3m, unipc, sde-dpmpp-2m, or adaptive=TOLERANCE.
         grid: where the steps lie: uniform, shifted=3, logit=3, karras=7.
-        steps: steps of the time grid; heun evaluates the model 2 steps - 1 times.
+        steps: steps of the time grid; ab2 evaluates the model once a step, heun twice but in the last.
         scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
         interval: guidance applies where low < t < high.
         guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.

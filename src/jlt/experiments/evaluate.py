@@ -42,9 +42,9 @@ class Sampling:
 
     Attributes:
         num_images: images a run, their labels in turn over the classes; --num for short.
-        solver: a key of SOLVERS.
-        grid: the time grid: uniform, shifted=3, logit=3, karras=7.
-        steps: steps of the time grid.
+        solver: euler, heun, midpoint, rk4, ab2, dpmpp-2m, dpmpp-3m, unipc, sde-dpmpp-2m, or adaptive=TOLERANCE.
+        grid: where the steps lie: uniform, shifted=3, logit=3, karras=7.
+        steps: steps of the time grid; ab2 evaluates the model once a step, heun twice but in the last.
         scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
         interval: guidance applies where low < t < high.
         guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.

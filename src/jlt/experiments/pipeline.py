@@ -114,7 +114,7 @@ class JLTPipeline(DiffusionPipeline):
 
         Args:
             class_labels: classes by index or name; num_classes means no class.
-            num_inference_steps: steps of the time grid; heun evaluates 2 steps - 1 times.
+            num_inference_steps: steps of the time grid; ab2 evaluates once a step, heun twice but in the last.
             guidance_scale: 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
             seed: with the image's place in the list it determines the image's noise.
             output_type: pil, np (float32 in [0, 1], (n, height, width, channels)), or latent.

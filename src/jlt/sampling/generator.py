@@ -210,7 +210,7 @@ class Generator:
             seed: with the image's index it determines the image's noise.
             solver: a key of SOLVERS, or `adaptive=TOLERANCE`; the paper uses heun, 50 uniform steps.
             grid: the time grid: a key of GRIDS, or `shifted=3`.
-            steps: steps of the time grid; heun evaluates 2 steps - 1 times.
+            steps: steps of the time grid; ab2 evaluates once a step, heun twice but in the last.
             scale: guidance scale; 1 is none.
             interval: guidance applies where low < t < high.
             guidance: a key of GUIDANCE, with options as in `apg:eta=0.5` or `cfg:schedule=linear`.
