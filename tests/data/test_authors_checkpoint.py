@@ -54,6 +54,8 @@ def test_an_import_that_does_not_fit_leaves_nothing(golden: Path, tmp_path: Path
         import_checkpoint(path, out, LATENTS, class_names=["a", "b"])
     with pytest.raises(ValueError, match="unknown target 'w'"):
         import_checkpoint(path, out, LATENTS, target="w")
+    with pytest.raises(ValueError, match="floor must be at least 0 and finite, got -1"):
+        import_checkpoint(path, out, LATENTS, floor=-1.0)
     assert not out.exists()
     out.mkdir()
     (out / "notes").write_text("mine")

@@ -21,6 +21,6 @@ def run(
         source: a run folder (its last checkpoint), a checkpoint folder, or ORG/NAME of the Hub.
         out: a new folder.
         to: diffusers, onnx, or torch.
-        weights: ema (the first average), model, or the decay of an average.
+        weights: ema (the first average), model, the decay of an average, or power=LENGTH of a power average.
     """
     print(export(source, out, to, weights))

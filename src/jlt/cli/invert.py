@@ -37,7 +37,7 @@ def run(
         solver: used both ways, without guidance; any that draws no noise.
         grid: where the steps lie: uniform, shifted=3, logit=3, karras=7.
         steps: steps each way.
-        weights: ema (the first average), model, or the decay of an average.
+        weights: ema (the first average), model, the decay of an average, or power=LENGTH of a power average.
         device: where the network runs: cpu, cuda, mps.
     """
     generator, data = load(source, weights, device), open_latents(latents, split)

@@ -29,7 +29,7 @@ class How:
         interval: guidance applies where low < t < high.
         guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.
         guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
-        weights: ema (the first average), model, or the decay of an average.
+        weights: ema (the first average), model, the decay of an average, or power=LENGTH of a power average.
         device: where the network runs: cpu, cuda (under torchrun each process has its own), mps.
         compile: compile the network's blocks: a minute at first, then faster.
         decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2.

@@ -1,6 +1,7 @@
 """The authors' released checkpoint as one of ours: sampled, evaluated and fine-tuned like any other."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def import_checkpoint(
     if files.names(out) or (out.exists() and not out.is_dir()):
         raise ValueError(f"{out} is not an empty folder; a checkpoint has a folder of its own")
     known_target(target)
+    if not 0 <= floor < math.inf:
+        raise ValueError(f"floor must be at least 0 and finite, got {floor}")
     found = authors.read(path)
     config = found.config(latent_size)
     if representation.channels != config.latent_channels:

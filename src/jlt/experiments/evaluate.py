@@ -50,7 +50,7 @@ class Sampling:
         guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.
         guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
         seed: of the noise, together with the image's index.
-        weights: "ema", "model", or the decay of an average.
+        weights: ema (the first average), model, the decay of an average, or power=LENGTH of a power average.
         batch_size: images at once.
     """
 
