@@ -21,6 +21,7 @@ from jlt.evaluation.features import Pixels
 from jlt.evaluation.protocol import by_class, measure, reference
 from jlt.experiments.benchmark import benchmark, make_reference
 from jlt.experiments.evaluate import Sampling, prepare_judge
+from jlt.sampling import Making
 from jlt.training import TrainConfig, train
 
 Fork = Callable[..., subprocess.CompletedProcess[str]]
@@ -113,6 +114,7 @@ sys.exit(max(forked(count, lambda rank: benchmark(source, reference, out, sampli
 """
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_no_result_depends_on_the_number_of_processes(run: Path, real: Path, tmp_path: Path, fork: Fork) -> None:
     count = 4  # of 6 batches: the last round lacks two
     alone = values(benchmark(str(run), real, tmp_path / "1", SAMPLING, "pixels"))

@@ -21,8 +21,8 @@ def generator() -> Generator:
 
 def test_a_film_begins_with_the_noise_and_ends_with_the_image() -> None:
     made, labels = generator(), torch.tensor([0, 1, 2])
-    path = film(made, labels, seed=4, steps=5)
-    samples = made.sample(labels, seed=4, steps=5)
+    path = film(made, labels, seed=4, steps=5, grid="uniform")
+    samples = made.sample(labels, seed=4, steps=5, grid="uniform")
     assert path.times == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     assert torch.equal(path.noisy[-1], samples.images)
     assert torch.equal(path.clean[-1], samples.images)

@@ -72,7 +72,7 @@ def test_the_close_up_of_a_gaussian_is_that_of_its_own_draws():
 
 
 def test_too_few_tokens_are_refused():
-    with pytest.raises(ValueError, match="at least 100 tokens, got 16"):
+    with pytest.raises(ValueError, match="at least 100, got 16; --no-local leaves them out"):
         measure_local_geometry(Stored(draw(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64)))
 
 
