@@ -26,6 +26,7 @@ import jlt
 from jlt.data import Pixels
 from jlt.experiments.play import EACH, PREVIEWS, Limits, Wish, check_alike, labels, sheet, solvers, watch, watch_all
 from jlt.nn import EMA, Transformer, TransformerConfig, checkpoint
+from jlt.sampling import Making
 
 CONFIG = TransformerConfig(8, 3, 2, 16, 1, 1, num_classes=3)
 
@@ -160,7 +161,7 @@ def call(address: str, wish: list[Any]) -> tuple[str, Any]:
 
 @pytest.mark.slow
 def test_the_programming_interface_gives_the_images_and_refuses_the_rest(address: str, runs: dict[str, Path]) -> None:
-    wish = [EACH, 8, 4, "heun", 20, 2.9, 0.1, 1.0, "ema"]
+    wish = [EACH, 8, 4, Making.solver, Making.steps, 2.9, 0.1, 1.0, "ema"]
     kind, (x, _, v, _, done) = call(address, wish)
     assert (kind, done) == ("complete", "100%")
     for name, shown in (("x", x), ("v", v)):
