@@ -22,13 +22,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from jlt.data import Affine
 from jlt.data.representations import Pixels
+from jlt.experiments.presets import PRESETS
 from jlt.flow import TARGETS
 from jlt.nn import Transformer
 from jlt.sampling import Generator
 from jlt.training import TrainConfig
 
 SCALE, FLOOR = 2.9, 0.05
-PAPERS = {"solver": "heun", "grid": "uniform", "scale": SCALE}  # how the paper samples
+PAPERS = {**PRESETS["jlt-b-1"].sampling, "scale": SCALE}
 
 
 def plain(generator: Generator, noise: Tensor, label: Tensor, steps: int) -> Tensor:
@@ -118,7 +119,7 @@ def compare(generator: Generator, batch_size: int, options: argparse.Namespace) 
     )
     if batch_size == options.batch_sizes[0]:
         counts = [
-            generator.sample([0], **PAPERS, interval=low, steps=50, progress=False).network_passes
+            generator.sample([0], **PAPERS, interval=low, progress=False).network_passes
             for low in ((0.0, 1.0), (0.1, 1.0))
         ]
         print(f"skipping, apart: {counts[1]} passes for {counts[0]} where 0.1 < t < 1, Heun in 50 steps")
