@@ -1,7 +1,6 @@
 """The authors' released checkpoint as one of ours: sampled, evaluated and fine-tuned like any other."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from jlt.data.representations import Representation
 from jlt.data.shards import Affine
 from jlt.data.writing import identity
 from jlt.flow import target as known_target
+from jlt.flow.targets import check_floor
 from jlt.nn import EMA, Transformer, authors, checkpoint, model_name
 
 DECAYS = (0.9999, 0.9996)  # of model_ema1 and model_ema2, by the recipe; the file does not name them
@@ -46,8 +46,7 @@ def import_checkpoint(
     if files.names(out) or (out.exists() and not out.is_dir()):
         raise ValueError(f"{out} is not an empty folder; a checkpoint has a folder of its own")
     known_target(target)
-    if not 0 <= floor < math.inf:
-        raise ValueError(f"floor must be at least 0 and finite, got {floor}")
+    check_floor(floor)
     found = authors.read(path)
     config = found.config(latent_size)
     if representation.channels != config.latent_channels:

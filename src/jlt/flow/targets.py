@@ -149,6 +149,12 @@ def check_channels(target: Target, channels: int) -> None:
         raise ValueError(f"target {target.short} states {count} variances, the latents have {channels} channels")
 
 
+def check_floor(floor: float) -> None:
+    """Raise a ValueError for a bound on |det| that is negative or not finite."""
+    if not 0 <= floor < math.inf:
+        raise ValueError(f"floor must be at least 0 and finite, got {floor}")
+
+
 def fitted(coefficient: Coefficient, z: Tensor) -> Coefficient:
     """Return a coefficient where `z` is: on its device and in its dtype."""
     return coefficient.to(z) if isinstance(coefficient, Tensor) else coefficient

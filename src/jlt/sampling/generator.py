@@ -24,7 +24,7 @@ from jlt.data.hub import find_checkpoint
 from jlt.flow import Target, random
 from jlt.flow import target as known_target
 from jlt.flow.random import Stream
-from jlt.flow.targets import check_channels
+from jlt.flow.targets import check_channels, check_floor
 from jlt.nn import Transformer, checkpoint
 from jlt.processes import open_device
 from jlt.sampling.field import Field, Guide, Passes, Predictor, guided
@@ -103,8 +103,7 @@ class Generator:
         if how.guide is not None:
             self.check_guide(how.guide)
         self.predictor(how)
-        if not 0 <= (floor := self.floor(how)) < math.inf:
-            raise ValueError(f"floor must be at least 0 and finite, got {floor}")
+        check_floor(self.floor(how))
         if how.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {how.batch_size}")
         if len(labels) < 1:
