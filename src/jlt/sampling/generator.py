@@ -58,7 +58,7 @@ class Samples:
 class Making:
     """How images are made; the arguments of the same names in `Generator.sample` say what each means.
 
-    Solver, grid and steps take 25 evaluations and score as the paper's 99 on the models measured, docs/sampling.md.
+    Solver, grid and steps take 25 evaluations and score as Heun's 99 on the models measured, docs/sampling.md.
     """
 
     seed: int = 0
