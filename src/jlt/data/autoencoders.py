@@ -45,6 +45,7 @@ from torch import Tensor
 from jlt import files
 from jlt.data.hub import one_line, snapshot
 from jlt.data.representations import cut_patches, join_patches, save_parts, to_float, to_uint8
+from jlt.extras import needed
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -312,10 +313,8 @@ def from_raw(model: Any, raw: Float[Tensor, "b k y x"]) -> Float[Tensor, "b c h 
 
 def build(class_name: str, config: dict[str, Any]) -> Any:
     """Build a network of diffusers on the meta device, where it takes neither memory nor random numbers."""
-    try:
+    with needed("autoencoders", "autoencoders"):
         import diffusers
-    except ImportError:
-        raise ValueError("autoencoders need the package diffusers: pip install 'jlt[autoencoders]'") from None
     made = getattr(diffusers, class_name, None)
     if made is None:
         raise ValueError(f"diffusers {diffusers.__version__} has no {class_name}, a newer one is wanted")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from jlt.extras import needed
 from jlt.nn import checkpoint
 
 ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
@@ -37,13 +38,9 @@ def snapshot(
 
     Raises what the client raises, or ValueError without it.
     """
-    try:
+    with needed("the Hub", "autoencoders"):
         from huggingface_hub import get_session, hf_hub_url, snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
-    except ImportError:
-        raise ValueError(
-            "it needs the package huggingface_hub: pip install 'jlt[autoencoders]' or 'jlt[hub]'"
-        ) from None
 
     def fetch(offline: bool) -> Path:
         root = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=offline))

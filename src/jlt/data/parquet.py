@@ -28,6 +28,7 @@ from jlt.data.folders import list_names
 from jlt.data.images import BrokenImage
 from jlt.data.photos import IMAGE_SIZE, Photos
 from jlt.data.remote import File
+from jlt.extras import needed
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -59,10 +60,8 @@ def open_hub(path: str, image_size: int | None = None, upscale: bool = False) ->
     if os.path.isdir(name):
         name = remote.absolute(name)
     split = split or "train"
-    try:
+    with needed(f"hf:{name}", "hub"):
         import datasets
-    except ImportError:
-        raise ValueError(f"hf:{name} takes the package datasets: pip install 'jlt[hub]'") from None
     log = logging.getLogger("huggingface_hub")
     level = log.level
     try:
@@ -87,10 +86,8 @@ def photos(
     spec: str, found: Sequence[File], columns: str, features: Mapping[str, Any], image_size: int | None, upscale: bool
 ) -> Photos:
     """Open parquet files, with the features that a data set states of them, if it does."""
-    try:
+    with needed(spec, "hub"):
         import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise ValueError(f"{spec} takes the package pyarrow: pip install 'jlt[hub]'") from None
     side = image_size or IMAGE_SIZE
     image, label, names = choose_columns(found[0], columns, features)
     with ThreadPoolExecutor() as pool:  # of remote files each waits for the network

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from jlt import files
+from jlt.extras import needed
 
 ABANDONED = 86_400  # seconds since anything was written to a file that is being fetched
 VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "blob_id")  # what stores call the identity of a file's content
@@ -112,10 +113,8 @@ def _connect(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
     if "::" in url:
         raise ValueError(f"{url} chains file systems, which jlt does not; one URL is wanted")
-    try:
+    with needed(url, "hub"):
         import fsspec
-    except ImportError:
-        raise ValueError(f"{url} is remote, which takes the package fsspec: pip install 'jlt[hub]'") from None
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a protocol whose package is not installed, or an unknown one

@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from jlt.evaluation.features import check_images
+from jlt.extras import needed
 
 SIZE = 16  # pixels a side that the classifier sees: averaging over neighbours forgives small shifts
 NUM_COMPONENTS = 50
@@ -35,12 +36,10 @@ class Classifier:
 
 def fit_classifier(images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " m"]) -> Classifier:
     """Fit a classifier; equal images and labels give an equal one. Fewer than two classes are a ValueError."""
-    try:
+    with needed("class agreement", "evaluation"):
         from sklearn.decomposition import PCA
         from sklearn.pipeline import make_pipeline
         from sklearn.svm import SVC
-    except ImportError:
-        raise ValueError("class agreement needs the package scikit-learn: pip install 'jlt[evaluation]'") from None
     _check_labels(images, labels)
     if (num_classes := len(set(labels.tolist()))) < 2:
         raise ValueError(f"a classifier needs images of at least 2 classes, got {num_classes}")

@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from jlt import files
+from jlt.extras import needed
 
 WEIGHTS = "model.safetensors"
 INPUT_SIZE = 224
@@ -64,11 +65,9 @@ def dinov2(folder: str = "") -> DINOv2:
             f"{path if folder else 'extractor dinov2'} names no weights; fetch config.json and {WEIGHTS} of "
             "facebook/dinov2-large and name their folder as extractor dinov2:FOLDER"
         )
-    try:
+    with needed("DINOv2", "dinov2"):
         from transformers import Dinov2Model
         from transformers.utils import logging
-    except ImportError as error:
-        raise ValueError(f"DINOv2 needs `pip install 'jlt[dinov2]'`: {error}") from None
     stated = files.read_json(path.with_name("config.json"))
     if not isinstance(stated, dict) or stated.get("model_type") != "dinov2":
         other = stated.get("model_type") if isinstance(stated, dict) else stated

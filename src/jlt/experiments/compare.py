@@ -45,6 +45,7 @@ from jlt.experiments.evaluate import (
 )
 from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.sweep import Factors, sweep
+from jlt.extras import needed
 from jlt.flow import TARGETS
 from jlt.nn import Transformer, checkpoint
 from jlt.sampling import Generator, load
@@ -380,10 +381,8 @@ def paired_differences(groups: Sequence[Sequence[Record]]) -> Record:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the mean of normal values, by Student's t."""
-    try:
+    with needed("confidence intervals", "evaluation"):
         from scipy.stats import t
-    except ImportError:
-        raise ValueError("confidence intervals need the package scipy: pip install 'jlt[evaluation]'") from None
     mean = records.mean_and_spread(values)
     assert mean.spread is not None
     half = float(t.ppf(0.975, len(values) - 1)) * mean.spread / math.sqrt(len(values))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jlt import files
+from jlt.extras import needed
 from jlt.sampling import Generator, load
 
 PROTOBUF = 2**31 - 2**27  # bytes that one ONNX file may hold, with room for the graph
@@ -41,10 +42,8 @@ def export(source: Path, out: Path, to: str, weights: str = "ema") -> Path:
 
 def to_diffusers(generator: Generator, out: Path) -> None:
     """Write a pipeline folder; the only code in it is one import a class."""
-    try:
+    with needed("the format diffusers", "export"):
         from jlt.experiments.pipeline import assemble
-    except ImportError:
-        raise ValueError("the format diffusers needs that package: pip install 'jlt[export]'") from None
     with tempfile.TemporaryDirectory() as folder:
         generator.representation.save(Path(folder))
         header, path = files.read_json(Path(folder, "representation.json")), Path(folder, "tensors.safetensors")
@@ -61,10 +60,8 @@ def to_diffusers(generator: Generator, out: Path) -> None:
 
 def to_onnx(generator: Generator, out: Path) -> None:
     """Write denoiser.onnx."""
-    try:
+    with needed("the format onnx", "export"):
         import onnxscript  # noqa: F401
-    except ImportError:
-        raise ValueError("the format onnx needs the package onnxscript: pip install 'jlt[export]'") from None
     program = traced(generator)
     size = sum(parameter.nbytes for parameter in generator.model.parameters())
     quiet = logging.getLogger("torch.onnx")

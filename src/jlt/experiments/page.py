@@ -12,6 +12,7 @@ from typing import Any
 from jlt.data.hub import find_checkpoint
 from jlt.evaluation.records import Figure
 from jlt.experiments.play import EACH, Limits, Wish, check_alike, drawings, labels, sheet, solvers, watch_all
+from jlt.extras import needed
 from jlt.nn import checkpoint
 from jlt.sampling import Generator, Making, default_scale, load
 
@@ -20,10 +21,8 @@ WAITING = 8  # wishes; one more is told to come again
 
 def build(runs: Mapping[str, Path], limits: Limits, figures: Mapping[str, Figure], device: str = "cpu") -> Any:
     """Return the page, gradio.Blocks, for runs by name; runs that do not fit each other are a ValueError."""
-    try:
+    with needed("the page", "app"):
         import gradio as gr
-    except ImportError:
-        raise ValueError("the page needs the package gradio: pip install 'jlt[app]'") from None
 
     @functools.lru_cache(maxsize=8)
     def open_model(run: str, weights: str) -> Generator:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jlt import files
 from jlt.evaluation.records import Figure
+from jlt.extras import needed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -172,10 +173,8 @@ def _save(figure: Figure, **options: Any) -> bytes:
 
 def _style(**more: Any) -> Any:
     """Return the context that everything is drawn in."""
-    try:
+    with needed("figures", "plots"):
         from matplotlib import rc_context
-    except ImportError:
-        raise ValueError("figures need the package matplotlib: pip install 'jlt[plots]'") from None
     style: dict[Any, Any] = {
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,

@@ -18,6 +18,7 @@ from jlt.data.hub import find_checkpoint, one_line, parse
 from jlt.evaluation import records
 from jlt.evaluation.records import Record
 from jlt.experiments.report import format_value
+from jlt.extras import needed
 from jlt.flow.targets import short_name
 from jlt.nn import checkpoint
 
@@ -58,10 +59,8 @@ def publish(
         with files.replaced(to) as temporary:
             write(opened, names, temporary, repository, license, record)
         return str(to)
-    try:
+    with needed("an upload", "hub"):
         from huggingface_hub import HfApi
-    except ImportError:
-        raise ValueError("an upload needs the package huggingface_hub: pip install 'jlt[hub]'") from None
     with tempfile.TemporaryDirectory() as folder:
         write(opened, names, Path(folder, "upload"), repository, license, record)
         try:

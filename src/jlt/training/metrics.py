@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jlt import files
+from jlt.extras import needed
 from jlt.processes import Processes
 
 Line = Mapping[str, Any]
@@ -136,10 +137,8 @@ def flat(line: Line, prefix: str = "") -> dict[str, Any]:
 @contextlib.contextmanager
 def tensorboard(run: Path, header: Mapping[str, Any], step: int) -> Iterator[Sink]:
     """TensorBoard's event files, in RUN/tensorboard; what an earlier process logged after `step` is hidden there."""
-    try:
+    with needed("--log tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("--log tensorboard takes the package tensorboard: pip install 'jlt[tensorboard]'") from None
     with SummaryWriter(str(run / "tensorboard"), purge_step=step + 1) as writer:
 
         def sink(line: Line) -> None:
@@ -156,10 +155,8 @@ def tensorboard(run: Path, header: Mapping[str, Any], step: int) -> Iterator[Sin
 @contextlib.contextmanager
 def wandb(run: Path, header: Mapping[str, Any], step: int) -> Iterator[Sink]:
     """Weights & Biases; WANDB_MODE=offline keeps it on the disk, in RUN/wandb. A run that goes on is one run there."""
-    try:
+    with needed("--log wandb", "wandb"):
         import wandb
-    except ImportError:
-        raise ValueError("--log wandb takes the package wandb: pip install 'jlt[wandb]'") from None
     logged = wandb.init(
         project="jlt", name=run.name, id=files.fingerprint([str(run.resolve()), header["name"]]), resume="allow",
         dir=run, config=dict(header), settings=wandb.Settings(console="off", silent=True),
