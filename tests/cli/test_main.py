@@ -18,6 +18,7 @@ from PIL import Image
 
 from jlt import files
 from jlt.cli import COMMANDS, MODULES, main
+from jlt.cli.sample import Opened
 from jlt.experiments.evaluate import Sampling
 from jlt.experiments.plan import as_json, plan
 from jlt.experiments.presets import PRESETS
@@ -312,10 +313,11 @@ def test_every_command_describes_every_option(command: str, capsys: pytest.Captu
         assert re.search(rf"^ +{name}: \S", run.__doc__, re.MULTILINE), f"{command} does not describe {name}"
 
 
-@pytest.mark.parametrize("settings", [TrainConfig, Sampling])
+@pytest.mark.parametrize("settings", [TrainConfig, Sampling, Opened])
 def test_every_setting_is_described(settings: type) -> None:
+    described = "".join(each.__doc__ or "" for each in settings.__mro__)
     for field in dataclasses.fields(settings):
-        assert re.search(rf"^ +{field.name}: \S", settings.__doc__ or "", re.MULTILINE), field.name
+        assert re.search(rf"^ +{field.name}: \S", described, re.MULTILINE), field.name
 
 
 def test_a_command_that_starts_from_a_preset_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

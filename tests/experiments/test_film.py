@@ -10,7 +10,7 @@ from jlt.data.shards import Affine
 from jlt.experiments.film import Film, film, gif, strip
 from jlt.flow import TARGETS
 from jlt.nn import Transformer, TransformerConfig
-from jlt.sampling import Generator
+from jlt.sampling import Generator, Making
 
 
 def generator() -> Generator:
@@ -21,7 +21,7 @@ def generator() -> Generator:
 
 def test_a_film_begins_with_the_noise_and_ends_with_the_image() -> None:
     made, labels = generator(), torch.tensor([0, 1, 2])
-    path = film(made, labels, seed=4, steps=5, grid="uniform")
+    path = film(made, labels, Making(seed=4, steps=5, grid="uniform"))
     samples = made.sample(labels, seed=4, steps=5, grid="uniform")
     assert path.times == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     assert torch.equal(path.noisy[-1], samples.images)
@@ -31,7 +31,7 @@ def test_a_film_begins_with_the_noise_and_ends_with_the_image() -> None:
 
 
 def test_a_strip_has_two_rows_an_image_and_shows_both_ends() -> None:
-    path = film(generator(), torch.tensor([0, 1, 2]), steps=30)
+    path = film(generator(), torch.tensor([0, 1, 2]), Making(steps=30))
     picture = strip(path, columns=4)
     assert (picture.width - 64) % 3 == 0
     tile = picture.crop((picture.width - 64, 0, picture.width, 64)).convert("L")

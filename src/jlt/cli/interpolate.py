@@ -1,5 +1,6 @@
 """`jlt interpolate RUN OUT`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import torch
 import tyro
 
 from jlt import files
-from jlt.cli.sample import How
+from jlt.cli.sample import Opened
 from jlt.experiments import plots
 from jlt.sampling import slerp
 
@@ -15,7 +16,7 @@ from jlt.sampling import slerp
 def run(
     source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
     out: Annotated[Path, tyro.conf.Positional],
-    making: Annotated[How, tyro.conf.arg(name="")] = How(),  # noqa: B008
+    making: Annotated[Opened, tyro.conf.arg(name="")] = Opened(),  # noqa: B008
     *,
     first: int = 0,
     second: int = 1,
@@ -41,7 +42,7 @@ def run(
     a, b = generator.noise(making.seed, torch.tensor([first, second]))
     noise = torch.stack([slerp(a, b, i / (num - 1)) for i in range(num)])
     labels = torch.full((num,), generator.label(label) if generator.model.config.num_classes else 0)
-    samples = generator.sample(labels, noise=noise, batch_size=num, **how)
+    samples = generator.sample(labels, noise=noise, **vars(replace(how, batch_size=num)))
     with files.replaced(out / "interpolate.png") as temporary:
         plots.grid(samples.images, columns=num).save(temporary, format="PNG")
     print(out / "interpolate.png")

@@ -1,9 +1,9 @@
 """`jlt sample RUN OUT`."""
 
 import json as json_module
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -11,56 +11,35 @@ from PIL import Image
 
 from jlt import files
 from jlt.experiments import film, plots
-from jlt.experiments.evaluate import balanced_labels
+from jlt.experiments.evaluate import How, balanced_labels
 from jlt.processes import joined
-from jlt.sampling import FORMATS, Generator, Making, Stored, batches, default_scale, fitting_batch_size, generate, load
+from jlt.sampling import FORMATS, Generator, Making, Stored, batches, fitting_batch_size, generate, load
 
 
 @dataclass(frozen=True)
-class How:
-    """How images are made: what sample and interpolate share.
+class Opened(How):
+    """How images are made, and what with: what sample and interpolate share.
 
     Attributes:
-        seed: with an image's index it determines the image's noise.
-        solver: euler, heun, midpoint, rk4, ab2, dpmpp-2m, dpmpp-3m, unipc, sde-dpmpp-2m, or adaptive=TOLERANCE.
-        grid: where the steps lie: uniform, shifted=3, logit=3, karras=7.
-        steps: steps of the time grid; ab2 evaluates the model once a step, heun twice but in the last.
-        scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
-        interval: guidance applies where low < t < high.
-        guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.
-        guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
-        weights: ema (the first average), model, the decay of an average, or power=LENGTH of a power average.
         device: where the network runs: cpu, cuda (under torchrun each process has its own), mps.
         compile: compile the network's blocks: a minute at first, then faster.
         decoder: another autoencoder for the same latents, such as flux2-small-decoder for those of flux2.
     """
 
-    seed: int = Making.seed
-    solver: str = Making.solver
-    grid: str = Making.grid
-    steps: int = Making.steps
-    scale: float | None = None
-    interval: tuple[float, float] = Making.interval
-    guidance: str = Making.guidance
-    guide: Path | None = None
-    weights: str = "ema"
     device: str = "cpu"
     compile: bool = False
     decoder: str | None = None
 
-    def open(self, run: Path) -> tuple[Generator, dict[str, Any]]:
-        """Open a run, and its guide; return it with the arguments of `Generator.sample`."""
+    def open(self, run: Path) -> tuple[Generator, Making]:
+        """Open a run, and its guide."""
         generator = load(run, self.weights, self.device, self.decoder, self.compile)
-        named = {name: getattr(self, name) for name in ("seed", "solver", "grid", "steps", "interval", "guidance")}
-        scale = default_scale(generator.model.config.num_classes) if self.scale is None else self.scale
-        guide = None if self.guide is None else load(self.guide, device=self.device, compile=self.compile)
-        return generator, {**named, "scale": scale, "guide": guide}
+        return generator, self.making(generator.model.config.num_classes, self.device, self.compile)
 
 
 def run(
     source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
     out: Annotated[Path, tyro.conf.Positional],
-    making: Annotated[How, tyro.conf.arg(name="")] = How(),
+    making: Annotated[Opened, tyro.conf.arg(name="")] = Opened(),
     *,
     num: int = 100,
     label: str = "balanced",
@@ -97,8 +76,9 @@ def run(
             raise ValueError(f"images have {channels} channels, pictures 1 or 3; --format npz takes any number")
         labels = balanced_labels(num, classes) if label == "balanced" else torch.full((num,), generator.label(label))
         if batch_size == "auto":
-            batch_size = fitting_batch_size(generator, Making(**how), out, processes)
-        generate(generator, labels, out, batch_size=batch_size, keep=False, processes=processes, **how)
+            batch_size = fitting_batch_size(generator, how, out, processes)
+        how = replace(how, batch_size=batch_size)
+        generate(generator, labels, out, keep=False, processes=processes, **vars(how))
         if processes.rank:
             return
     first = next(batches(out))[:100]
@@ -109,7 +89,7 @@ def run(
         captions = None if named is None else [name.split(",")[0][:12] for name in named[: len(first)]]
         save(out / "grid.png", plots.grid(first, 10, captions))
     if strip or gif:
-        path = film.film(generator, labels[: 4 if strip else 10], **how)
+        path = film.film(generator, labels[: 4 if strip else 10], how)
         if strip:
             save(out / "strip.png", film.strip(path))
         if gif:

@@ -37,11 +37,11 @@ SPENT = ("labels", "evaluations", "network_passes", "seconds")  # of samples.jso
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a run is sampled to be measured.
+class How:
+    """How images are made, as every command asks for it.
 
     Attributes:
-        num_images: images a run, their labels in turn over the classes; --num for short.
+        seed: with an image's index it determines the image's noise.
         solver: euler, heun, midpoint, rk4, ab2, dpmpp-2m, dpmpp-3m, unipc, sde-dpmpp-2m, or adaptive=TOLERANCE.
         grid: where the steps lie: uniform, shifted=3, logit=3, karras=7.
         steps: steps of the time grid; ab2 evaluates the model once a step, heun twice but in the last.
@@ -49,12 +49,10 @@ class Sampling:
         interval: guidance applies where low < t < high.
         guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.
         guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
-        seed: of the noise, together with the image's index.
         weights: ema (the first average), model, the decay of an average, or power=LENGTH of a power average.
-        batch_size: images at once.
     """
 
-    num_images: Annotated[int, tyro.conf.arg(aliases=("--num",))] = 500
+    seed: int = Making.seed
     solver: str = Making.solver
     grid: str = Making.grid
     steps: int = Making.steps
@@ -62,16 +60,13 @@ class Sampling:
     interval: tuple[float, float] = Making.interval
     guidance: str = Making.guidance
     guide: Path | None = None
-    seed: int = Making.seed
     weights: str = "ema"
-    batch_size: int = Making.batch_size
 
-    def __post_init__(self) -> None:
-        if self.num_images < 2:
-            raise ValueError(f"num_images must be at least 2, got {self.num_images}")
+    def making(self, num_classes: int, device: str | torch.device = "cpu", compile: bool = False) -> Making:
+        """Return how a model of so many classes makes images, the guide opened as it is.
 
-    def making(self, num_classes: int, device: str | torch.device = "cpu") -> Making:
-        """Return how images are made; a scale asked for on an unconditional model is refused where it is used."""
+        A scale asked for on an unconditional model is refused where it is used.
+        """
         return Making(
             seed=self.seed,
             solver=self.solver,
@@ -80,9 +75,28 @@ class Sampling:
             scale=default_scale(num_classes) if self.scale is None else self.scale,
             interval=self.interval,
             guidance=self.guidance,
-            guide=None if self.guide is None else load(self.guide, device=device),
-            batch_size=self.batch_size,
+            guide=None if self.guide is None else load(self.guide, device=device, compile=compile),
         )
+
+
+@dataclass(frozen=True)
+class Sampling(How):
+    """How a run is sampled to be measured.
+
+    Attributes:
+        num_images: images a run, their labels in turn over the classes; --num for short.
+        batch_size: images at once.
+    """
+
+    num_images: Annotated[int, tyro.conf.arg(aliases=("--num",))] = 500
+    batch_size: int = Making.batch_size
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"num_images must be at least 2, got {self.num_images}")
+
+    def making(self, num_classes: int, device: str | torch.device = "cpu", compile: bool = False) -> Making:
+        return dataclasses.replace(super().making(num_classes, device, compile), batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)

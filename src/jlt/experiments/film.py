@@ -1,8 +1,7 @@
 """The path from noise to image: as a film strip, one column a time, and as an animated GIF."""
 
 import io
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import UInt8
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from jlt.experiments.plots import grid
-from jlt.sampling import Generator
+from jlt.sampling import Generator, Making
 
 
 @dataclass(frozen=True)
@@ -22,15 +21,15 @@ class Film:
     clean: UInt8[Tensor, "s n c h w"]
 
 
-def film(generator: Generator, labels: Tensor, **how: Any) -> Film:
-    """Sample these labels once more, in one batch, and keep every step; `how` is as in `Generator.sample`."""
+def film(generator: Generator, labels: Tensor, how: Making) -> Film:
+    """Sample these labels once more, in one batch, and keep every step."""
     seen: list[tuple[float, Tensor, Tensor]] = []
 
     def decode(z: Tensor) -> Tensor:
         return generator.representation.decode(generator.affine.restore(z)).cpu()
 
     samples = generator.sample(
-        labels, **how, batch_size=len(labels), progress=False,
+        labels, **vars(replace(how, batch_size=len(labels))), progress=False,
         callback=lambda i, t, z, x: seen.append((t, decode(z), decode(x))),
     )  # fmt: skip
     seen.append((1.0, samples.images, samples.images))
