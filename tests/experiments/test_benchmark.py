@@ -189,7 +189,7 @@ def test_what_cannot_be_compared_is_one_line(run: Path, real: Path, tmp_path: Pa
         ([images, "--reference", str(real), "--out", "o", "--seeds", "5"], "has neither latents nor seeds"),
         (
             [images, "--reference", str(real), "--out", "o", "--num-images", "50", "--steps", "9"],
-            "its images are all measured as they are, num_images, steps is for runs",
+            "its images are all measured as they are, steps, num_images is for runs",
         ),
         ([images, "--reference", str(real), "--out", "o", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         ([str(run), "--reference", str(real), "--image-size", "9"], "is a run, whose images have their own size"),
