@@ -282,6 +282,10 @@ def test_an_unconditional_model_goes_through_the_chain_and_refuses_guidance(
     assert main(["sample", run, str(tmp_path / "guided"), "--num", "2", "--scale", "2"]) == 2
     assert "guidance scale 2.0 needs a class-conditional model" in capsys.readouterr().err
     assert not (tmp_path / "guided").exists()
+    between = ["interpolate", run, str(tmp_path / "between"), "--num", "2", "--steps", "2"]
+    assert main([*between, "--label", "0"]) == 2
+    assert "label 0 is not below the model's num_classes 0" in capsys.readouterr().err
+    assert main(between) == 0
 
 
 def test_help_needs_no_pytorch() -> None:
@@ -409,6 +413,8 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["report", "absent"], "absent"),
         (["encode", "absent", "OUT"], "absent"),
         (["geometry", "absent"], "absent"),
+        (["geometry", "CHAIN/latents", "--loss-space", "x"], "--loss-space x is of the forecast that --rank asks for"),
+        (["doctor", "--dtype", "bfloat16"], "--dtype bfloat16 is of the rehearsal that --train asks for"),
         (["latents", "check", "absent"], "absent"),
     ],
 )

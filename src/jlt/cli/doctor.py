@@ -41,6 +41,8 @@ def run(
         raise ValueError(f"steps must be at least 4 and micro_batch_size at least 1, got {steps}, {micro_batch_size}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a folder is wanted")
+    if train is None and dtype is not None:
+        raise ValueError(f"--dtype {dtype} is of the rehearsal that --train asks for, which was not given")
     todo = checks(folder, open_device(device))
     if train is not None:
         preset = files.choose("preset", train, presets.PRESETS)

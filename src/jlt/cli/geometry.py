@@ -14,7 +14,7 @@ def run(
     whole: bool = False,
     split: str = "train",
     rank: int | None = None,
-    loss_space: str = "v",
+    loss_space: str | None = None,
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
     local: bool = True,
     out: Path | None = None,
@@ -29,7 +29,7 @@ def run(
         split: Which of the folder's splits to measure.
         rank: Forecast what each target does with a denoiser that outputs only so many directions, such as the width
             of a Transformer's last layer where it is below the numbers of a token.
-        loss_space: Space of the loss that the forecast's denoiser is trained with.
+        loss_space: Space of the loss that the forecast's denoiser is trained with, by default v.
         run: A trained run, or ORG/NAME of the Hub, whose errors on held-out latents to measure by direction; repeat it
             to compare runs with the first. Runs that differ in the seed alone are one, with mean and standard
             deviation.
@@ -46,6 +46,8 @@ def run(
     opened, size = open_latents(latents, split=split), None if whole else patch_size
     if whole and (rank is not None or run):
         raise ValueError("--whole measures a spectrum alone; --rank and --run are for tokens of --patch-size")
+    if loss_space is not None and rank is None:
+        raise ValueError(f"--loss-space {loss_space} is of the forecast that --rank asks for, which was not given")
     if run:
         from jlt.experiments.mechanism import by_seed, measure_mechanism, run_names
         from jlt.sampling import load
@@ -58,7 +60,7 @@ def run(
     if moments is not None and rank is not None:
         from jlt.experiments.capacity import measure_capacity
 
-        sections.append(measure_capacity(spectrum(moments[1]), rank, loss_space))
+        sections.append(measure_capacity(spectrum(moments[1]), rank, loss_space or "v"))
     if moments is not None and run:
         sections.append(measure_mechanism(runs, held_out, moments[1], patch_size))
     if local:

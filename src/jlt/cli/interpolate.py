@@ -21,7 +21,7 @@ def run(
     first: int = 0,
     second: int = 1,
     num: int = 8,
-    label: str = "0",
+    label: str | None = None,
 ) -> None:
     """Draw OUT/interpolate.png: images of one class from the noises on the arc between those of two images.
 
@@ -32,7 +32,7 @@ def run(
         first: index of the left image's noise, as in `jlt sample` with the same seed.
         second: index of the right image's noise.
         num: number of images, both ends included.
-        label: the class, by name or index.
+        label: the class, by name or index; by default the first.
     """
     if num < 2:
         raise ValueError(f"num must be at least 2, got {num}")
@@ -41,7 +41,7 @@ def run(
     generator, how = making.open(source)
     a, b = generator.noise(making.seed, torch.tensor([first, second]))
     noise = torch.stack([slerp(a, b, i / (num - 1)) for i in range(num)])
-    labels = torch.full((num,), generator.label(label) if generator.model.config.num_classes else 0)
+    labels = torch.full((num,), 0 if label is None else generator.label(label))
     samples = generator.sample(labels, noise=noise, **vars(replace(how, batch_size=num)))
     with files.replaced(out / "interpolate.png") as temporary:
         plots.grid(samples.images, columns=num).save(temporary, format="PNG")
