@@ -8,11 +8,11 @@ distance of samples from the spiral does not grow with D for x, and must for the
 `jlt.flow.capacity` forecasts by how much for a Gaussian. Picture: 1,000 samples each, projected back on the plane.
 """
 
-import argparse
 import math
 from pathlib import Path
 
 import torch
+import tyro
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -94,7 +94,4 @@ def main(out: Path, steps: int = 800, seed: int = 0, count: int = 1000) -> dict[
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    main(**vars(parser.parse_args()))
+    tyro.cli(main, config=(tyro.conf.PositionalRequiredArgs,))

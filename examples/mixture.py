@@ -7,11 +7,11 @@ E[x | z] at every t, and its samples with the mixture: the sliced Wasserstein di
 exact field gives with the same solver and noise, and what other draws of the mixture give, which nothing can beat.
 """
 
-import argparse
 import math
 from pathlib import Path
 
 import torch
+import tyro
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -92,7 +92,4 @@ def main(out: Path, steps: int = 2000, seed: int = 0, count: int = 20_000) -> di
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    main(**vars(parser.parse_args()))
+    tyro.cli(main, config=(tyro.conf.PositionalRequiredArgs,))
