@@ -125,9 +125,10 @@ class PatchPCA:
 
     def encode(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b k y x"]:
         # in float64 a product's rounding, which varies with the batch size, stays far below the 16 bits stored
-        patches = cut_patches(to_float(images), self.stride).double()
+        exact = images.cpu() if images.device.type == "mps" else images  # which has no float64
+        patches = cut_patches(to_float(exact), self.stride).double()
         latents = (patches - self.mean.to(patches)) @ self.basis.to(patches)
-        return latents.float().permute(0, 3, 1, 2)
+        return latents.float().permute(0, 3, 1, 2).to(images.device)
 
     def decode(self, latents: Float[Tensor, "b k y x"]) -> UInt8[Tensor, "b c h w"]:
         patches = latents.permute(0, 2, 3, 1) @ self.basis.T.to(latents.device) + self.mean.to(latents.device)
