@@ -1,7 +1,8 @@
 """The tables of docs/ablation.md: forecasts from the latents, and what was measured, from records of `jlt compare`.
 
     python benchmarks/ablation.py forecast fm     # docs/records/ablation-forecast.json, from the latents in fm
-    python benchmarks/ablation.py tables          # docs/ablation.md, from docs/records/ablation-*.json
+    python benchmarks/ablation.py tables          # docs/ablation.md, docs/ablation/fd.png, from docs/records
+    python benchmarks/ablation.py samples fm      # docs/ablation/samples.png, from the comparisons in fm
 
 The page's commands make the records; docs/records/ablation-STUDY.json is a comparison's record.json. A study without
 one has its cells marked. A forecast is the Frechet distance of samples, in units of the data's variance, of a denoiser
@@ -11,16 +12,20 @@ from the first row of the same latents, size and patch size.
 """
 
 import argparse
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from jlt import files
 from jlt.data import open_latents
 from jlt.evaluation import records
-from jlt.evaluation.records import Record, Value
+from jlt.evaluation.records import Figure, Record, Value
+from jlt.experiments import plots
 from jlt.experiments.capacity import measure_capacity
 from jlt.experiments.compare import over_seeds, paired_differences
 from jlt.experiments.geometry import spectrum, token_moments
@@ -61,6 +66,13 @@ STUDIES = {
     "kept": tuple(
         Row({"latents": f"kept-{k}", "target": target}, f"kept-{k}") for k in (8, 16, 32, 64) for target in "xv"
     ),
+}
+
+
+ALONG: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {  # what the panels of a picture go along
+    "patch size": (("patch-1", "patch-2"), lambda row: row.patch_size),
+    "width": (("widths",), lambda row: int(row.settings["size"].split("x")[1])),
+    "channels kept": (("kept",), lambda row: int(row.latents.removeprefix("kept-"))),
 }
 
 
@@ -117,6 +129,26 @@ def without(row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.settings.items() if name not in WHAT}
 
 
+def curves(found: Mapping[str, Record | None]) -> dict[str, Figure]:
+    """Return a figure of FD along each setting of which all records are there: a line a target."""
+    figures = {}
+    for label, (studies, place) in ALONG.items():
+        lines: dict[str, tuple[list[float], list[float]]] = {}
+        records_of = [(record, STUDIES[study]) for study in studies if (record := found[study])]
+        for record, rows in records_of if len(records_of) == len(studies) else ():
+            for row in rows:
+                (column,) = [part for part in record.parts if part.kind == "evaluate" and fits(part, row)]
+                name = row.settings["target"]
+                if (space := row.settings.get("loss_space", "v")) != "v":
+                    name += f", {space}-loss"
+                xs, ys = lines.setdefault(name, ([], []))
+                xs.append(float(place(row)))
+                ys.append(next(value.value for key, value in column.values.items() if key.startswith("FD")))
+        if lines:
+            figures[label] = Figure("", label, "FD (EfficientNet-Lite0)", lines, "log", "log")
+    return figures
+
+
 def forecast_of(forecasts: Record | None, row: Row) -> list[str]:
     """Return the forecast of a row's target, and of how many ranks x comes before v."""
     wanted = (row.latents, row.patch_size)
@@ -128,10 +160,15 @@ def forecast_of(forecasts: Record | None, row: Row) -> list[str]:
     return [NOT_RUN] * 2
 
 
+def read(folder: Path, name: str) -> Record | None:
+    """Return a study's record, if it is there."""
+    path = folder / f"ablation-{name}.json"
+    return records.read(path) if path.is_file() else None
+
+
 def filled(page: str, folder: Path) -> str:
     """Return the page with every table made anew from the records in a folder."""
-    paths = {name: folder / f"ablation-{name}.json" for name in (*STUDIES, "forecast")}
-    found = {name: records.read(path) if path.is_file() else None for name, path in paths.items()}
+    found = {name: read(folder, name) for name in (*STUDIES, "forecast")}
 
     def block(match: re.Match[str]) -> str:
         rows = files.choose("study", match[1], STUDIES)
@@ -140,12 +177,30 @@ def filled(page: str, folder: Path) -> str:
     return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
+def put_beside(pictures: Sequence[Image.Image], path: Path) -> None:
+    """Write pictures as one, in a row."""
+    with files.replaced(path) as temporary:
+        plots.beside(pictures).save(temporary, format="PNG")
+
+
+def draw(folder: Path, path: Path) -> None:
+    """Draw the curves that records in a folder give."""
+    found = {name: read(folder, name) for name in STUDIES}
+    pictures = [Image.open(io.BytesIO(plots.png(figure, dots_per_inch=110))) for figure in curves(found).values()]
+    if pictures:
+        put_beside(pictures, path)
+
+
 def main() -> None:
-    """Write the forecasts' record, or the page."""
+    """Write the forecasts' record, the page, or a picture of samples."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["forecast", "tables"])
+    parser.add_argument("what", choices=["forecast", "tables", "samples"])
     parser.add_argument("latents", type=Path, nargs="?", default=Path("fm"))
     options = parser.parse_args()
+    if options.what == "samples":
+        paths = [options.latents / "patch-1" / f"samples-{space}-0-{target}.png" for target, space in LOSSES]
+        put_beside([Image.open(path) for path in paths], DOCS / "ablation" / "samples.png")
+        return
     if options.what == "forecast":
         pairs = dict.fromkeys((row.latents, row.patch_size) for rows in STUDIES.values() for row in rows)
         parts = tuple(forecast(options.latents / name, size) for name, size in pairs)
@@ -154,6 +209,7 @@ def main() -> None:
         records.write(replace(record, command=command), DOCS / "records" / "ablation-forecast.json")
     page = DOCS / "ablation.md"
     files.write_bytes(page, filled(page.read_text(), DOCS / "records").encode())
+    draw(DOCS / "records", DOCS / "ablation" / "fd.png")
 
 
 if __name__ == "__main__":

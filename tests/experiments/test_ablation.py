@@ -82,3 +82,9 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     assert f" {forecast:.3f} |" in v
     missing = ablation["table"](ablation["STUDIES"]["patch-1"], None, None)
     assert missing.count(ablation["NOT_RUN"]) == 4 * 5
+    found = dict.fromkeys(ablation["STUDIES"]) | {"patch-1": record}
+    assert ablation["curves"](found) == {}  # a curve along patch sizes needs both
+    (figure,) = ablation["curves"](found | {"patch-2": record}).values()
+    distances = [column.values["FD (pixels 8 x 8)"].value for column in columns]
+    assert list(figure.lines) == ["x", "x, x-loss", "v", "eps"]
+    assert list(figure.lines.values()) == [([1, 2], [distance] * 2) for distance in distances]
