@@ -2,7 +2,6 @@
 
     python benchmarks/ablation.py forecast fm     # docs/records/ablation-forecast.json, from the latents in fm
     python benchmarks/ablation.py tables          # docs/ablation.md, docs/ablation/fd.png, from docs/records
-    python benchmarks/ablation.py samples fm      # docs/ablation/samples.png, from the comparisons in fm
 
 The page's commands make the records; docs/records/ablation-STUDY.json is a comparison's record.json. A study without
 one has its cells marked. A forecast is the Frechet distance of samples, in units of the data's variance, of a denoiser
@@ -177,30 +176,21 @@ def filled(page: str, folder: Path) -> str:
     return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
-def put_beside(pictures: Sequence[Image.Image], path: Path) -> None:
-    """Write pictures as one, in a row."""
-    with files.replaced(path) as temporary:
-        plots.beside(pictures).save(temporary, format="PNG")
-
-
 def draw(folder: Path, path: Path) -> None:
     """Draw the curves that records in a folder give."""
     found = {name: read(folder, name) for name in STUDIES}
     pictures = [Image.open(io.BytesIO(plots.png(figure, dots_per_inch=110))) for figure in curves(found).values()]
     if pictures:
-        put_beside(pictures, path)
+        with files.replaced(path) as temporary:
+            plots.beside(pictures).save(temporary, format="PNG")
 
 
 def main() -> None:
-    """Write the forecasts' record, the page, or a picture of samples."""
+    """Write the forecasts' record, or the page with its picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["forecast", "tables", "samples"])
+    parser.add_argument("what", choices=["forecast", "tables"])
     parser.add_argument("latents", type=Path, nargs="?", default=Path("fm"))
     options = parser.parse_args()
-    if options.what == "samples":
-        paths = [options.latents / "patch-1" / f"samples-{space}-0-{target}.png" for target, space in LOSSES]
-        put_beside([Image.open(path) for path in paths], DOCS / "ablation" / "samples.png")
-        return
     if options.what == "forecast":
         pairs = dict.fromkeys((row.latents, row.patch_size) for rows in STUDIES.values() for row in rows)
         parts = tuple(forecast(options.latents / name, size) for name, size in pairs)

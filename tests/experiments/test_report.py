@@ -7,10 +7,12 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tests.chromium import PROGRAM, Chromium
 
 from jlt.cli import report as cli
@@ -447,6 +449,23 @@ def test_figures_are_written_as_pictures_named_by_their_part_and_themselves(tmp_
     assert [Path(line).name for line in drawn] == ["geometry-spectrum.png", "forecast-samples-of-x.png"]
     assert all(Path(line).read_bytes().startswith(b"\x89PNG") for line in drawn)
     assert page_path == str(tmp_path / "report.html")
+
+
+def test_the_pictures_of_the_parts_and_of_the_record_are_put_in_a_row(tmp_path):
+    for name, side in (("a", 4), ("b", 6), ("real", 5)):
+        Image.new("RGB", (side, side), "red").save(tmp_path / f"{name}.png")
+    parts = [Record("evaluate", name, {}, {}, pictures={name: f"{name}.png"}) for name in ("a", "b")]
+    record = Record("compare", "r", {}, {}, pictures={"real": "real.png"}, parts=tuple(parts))
+    records.write(record, tmp_path / "record.json")
+    (path,) = write_figures(tmp_path, tmp_path / "figures")
+    assert path.name == "compare-pictures.png"
+    with Image.open(path) as row:
+        alpha = np.asarray(row)[..., 3] > 0
+    assert alpha.shape == (6, 15 + 2 * 24)
+    assert alpha.sum(0).tolist() == [4] * 4 + [0] * 24 + [6] * 6 + [0] * 24 + [5] * 5
+    records.write(dataclasses.replace(record, pictures={"real": "../real.png"}), tmp_path / "record.json")
+    with pytest.raises(ValueError, match="lies outside the record's folder"):
+        write_figures(tmp_path, tmp_path / "figures")
 
 
 def test_figures_of_one_name_are_written_each_to_its_own_file(tmp_path):

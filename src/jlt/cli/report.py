@@ -12,7 +12,7 @@ def run(record: Annotated[Path, tyro.conf.Positional], out: Path | None = None, 
     Args:
         record: A record.json, or the folder that holds it.
         out: The page to write; report.html beside the record without it.
-        figures: Folder to write the figures to as well, as PNG files.
+        figures: Folder to write the figures to as well, as PNG files, and the pictures in a row.
     """
     from jlt.experiments.report import write_figures, write_report
 

@@ -13,12 +13,15 @@ itself, are "shared"; the rest differ. Pictures must lie in the record's folder.
 
 import base64
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from jlt import files
 from jlt.evaluation import records
@@ -71,16 +74,24 @@ def write_report(record_path_or_folder: Path, out: Path | None = None) -> Path:
 def write_figures(record_path_or_folder: Path, folder: Path) -> list[Path]:
     """Write every figure of a record and of its parts as `<kind>-<figure>.png` in `folder`; return their paths.
 
-    Where two parts have a figure of the same name, the later one's file is named by the part, too.
+    Where two parts have a figure of the same name, the later one's file is named by the part, too. Pictures of the
+    parts and of the record, if there are several, are written in a row as `<kind>-pictures.png`.
     """
     path = record_path_or_folder / "record.json" if record_path_or_folder.is_dir() else record_path_or_folder
+    record = records.read(path)
     written: list[Path] = []
-    for holder in _holders(records.read(path)):
+    for holder in _holders(record):
         for name, figure in holder.figures.items():
             names = [f"{holder.kind} {name}", f"{holder.kind} {holder.name} {name}"]
             paths = [folder / f"{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')}.png" for text in names]
             written.append(paths[paths[0] in written])
             files.write_bytes(written[-1], plots.png(figure))
+    shown = dict.fromkeys(name for part in (*record.parts, record) for name in part.pictures.values())
+    if len(shown) > 1:
+        opened = [Image.open(io.BytesIO(_read_picture(path.parent, name)[0])) for name in shown]
+        written.append(folder / f"{record.kind}-pictures.png")
+        with files.replaced(written[-1]) as temporary:
+            plots.beside(opened).save(temporary, format="PNG")
     return written
 
 
@@ -349,6 +360,11 @@ def _pictures(holders: Iterable[Record], folder: Path) -> str:
 
 
 def _picture(folder: Path, name: str) -> str:
+    data, kind = _read_picture(folder, name)
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _read_picture(folder: Path, name: str) -> tuple[bytes, str]:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"picture {name!r} lies outside the record's folder {folder}")
@@ -356,7 +372,7 @@ def _picture(folder: Path, name: str) -> str:
     kind = next((kind for magic, kind in IMAGE_TYPES.items() if data.startswith(magic)), None)
     if kind is None:
         raise ValueError(f"picture {path} is neither PNG nor JPEG, it starts with {data[:8]!r}")
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return data, kind
 
 
 def _figures(holders: Iterable[Record]) -> str:
