@@ -52,7 +52,8 @@ from jlt.evaluation.moments import Moments
 from jlt.evaluation.protocol import extract
 from jlt.evaluation.records import Figure
 from jlt.experiments import plots
-from jlt.experiments.evaluate import balanced_labels, stack_images
+from jlt.experiments.asking import balanced_labels
+from jlt.experiments.evaluate import stack_images
 from jlt.experiments.presets import DIGITS
 from jlt.sampling import SOLVERS, Generator, Making, load
 from jlt.training import train

@@ -19,7 +19,7 @@ from PIL import Image
 from jlt import files
 from jlt.cli import COMMANDS, MODULES, main
 from jlt.cli.sample import Opened
-from jlt.experiments.evaluate import Sampling
+from jlt.experiments.asking import Sampling
 from jlt.experiments.plan import as_json, plan
 from jlt.experiments.presets import PRESETS
 from jlt.training import TrainConfig

@@ -19,8 +19,9 @@ from jlt.evaluation import inception, records, references
 from jlt.evaluation.distances import kernel_distance
 from jlt.evaluation.features import Pixels
 from jlt.evaluation.protocol import by_class, measure, reference
+from jlt.experiments.asking import Sampling
 from jlt.experiments.benchmark import benchmark, make_reference
-from jlt.experiments.evaluate import Sampling, prepare_judge
+from jlt.experiments.evaluate import prepare_judge
 from jlt.sampling import Making
 from jlt.training import TrainConfig, train
 
@@ -105,7 +106,7 @@ RANKS = """
 from pathlib import Path
 import torch
 from jlt.experiments.benchmark import benchmark
-from jlt.experiments.evaluate import Sampling
+from jlt.experiments.asking import Sampling
 
 torch.set_num_threads(1)
 source, reference, out, count = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])

@@ -13,6 +13,7 @@ from tests.latents import encode_noise
 from jlt.cli.compare import variants
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
+from jlt.experiments.asking import Sampling
 from jlt.experiments.compare import (
     Comparison,
     interval,
@@ -25,7 +26,6 @@ from jlt.experiments.compare import (
     smoothed,
     tokens_of,
 )
-from jlt.experiments.evaluate import Sampling
 from jlt.experiments.presets import PRESETS
 from jlt.processes import check_device
 from jlt.training import TrainConfig

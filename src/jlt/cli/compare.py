@@ -10,8 +10,8 @@ import tyro
 
 from jlt import files
 from jlt.evaluation import records
+from jlt.experiments.asking import Sampling
 from jlt.experiments.compare import LATENTS, compare
-from jlt.experiments.evaluate import Sampling
 from jlt.experiments.presets import PAPER, Preset
 from jlt.experiments.presets import PRESETS as PRESETS
 from jlt.experiments.report import text_table

@@ -6,8 +6,9 @@ from typing import Annotated
 import tyro
 
 from jlt.evaluation import records
+from jlt.experiments.asking import Sampling
 from jlt.experiments.benchmark import benchmark, own_folder
-from jlt.experiments.evaluate import Sampling, evaluate
+from jlt.experiments.evaluate import evaluate
 from jlt.experiments.report import text_table
 
 

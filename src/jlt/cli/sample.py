@@ -11,7 +11,7 @@ from PIL import Image
 
 from jlt import files
 from jlt.experiments import film, plots
-from jlt.experiments.evaluate import How, balanced_labels
+from jlt.experiments.asking import How, balanced_labels
 from jlt.processes import joined
 from jlt.sampling import FORMATS, Generator, Making, Stored, batches, fitting_batch_size, generate, load
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import tyro
 
 from jlt.evaluation import records
+from jlt.experiments.asking import Sampling
 from jlt.experiments.benchmark import own_folder
-from jlt.experiments.evaluate import Sampling
 from jlt.experiments.report import text_table
 from jlt.experiments.sweep import Factors, sweep
 

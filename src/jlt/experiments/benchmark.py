@@ -36,16 +36,8 @@ from jlt.evaluation.protocol import Reference, compare
 from jlt.evaluation.reconstruction import Fidelity
 from jlt.evaluation.records import Record, Value, over_seeds
 from jlt.evaluation.statistics import KEPT, Statistics
-from jlt.experiments.evaluate import (
-    Sampling,
-    balanced_labels,
-    by_seed,
-    check_fit,
-    class_section,
-    decode,
-    stated,
-    write_record,
-)
+from jlt.experiments.asking import Sampling, balanced_labels, by_seed
+from jlt.experiments.evaluate import check_fit, class_section, decode, stated, write_record
 from jlt.experiments.plots import grid
 from jlt.nn import checkpoint
 from jlt.processes import Processes, joined, open_device

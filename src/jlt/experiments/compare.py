@@ -34,15 +34,8 @@ from jlt.evaluation import records
 from jlt.evaluation.features import open_extractor
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import placement
-from jlt.experiments.evaluate import (
-    Judge,
-    Sampling,
-    balanced_labels,
-    json_ready,
-    measure,
-    prepare_judge,
-    save_grid,
-)
+from jlt.experiments.asking import Sampling, balanced_labels
+from jlt.experiments.evaluate import Judge, json_ready, measure, prepare_judge, save_grid
 from jlt.experiments.geometry import measure_geometry
 from jlt.experiments.sweep import Factors, sweep
 from jlt.extras import needed

@@ -8,10 +8,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -26,77 +25,15 @@ from jlt.evaluation.neighbours import nearest
 from jlt.evaluation.protocol import Reference, between, by_class, draw, reference
 from jlt.evaluation.reconstruction import Fidelity
 from jlt.evaluation.records import Record, Value, mean_and_spread, over_seeds
+from jlt.experiments.asking import Sampling, balanced_labels, by_seed
 from jlt.experiments.plots import grid
-from jlt.sampling import Generator, Making, Samples, default_scale, generate, load
+from jlt.sampling import Generator, Samples, generate, load
 
 BATCH_SIZE = 100  # images decoded at once
 COMPARED = 100  # samples whose nearest training images are looked for
 SHOWN = 10  # of them in the picture
 NEAREST = "distance to the nearest training latent"
 SPENT = ("labels", "evaluations", "network_passes", "seconds")  # of samples.json
-
-
-@dataclass(frozen=True)
-class How:
-    """How images are made, as every command asks for it.
-
-    Attributes:
-        seed: with an image's index it determines the image's noise.
-        solver: euler, heun, midpoint, rk4, ab2, dpmpp-2m, dpmpp-3m, unipc, sde-dpmpp-2m, or adaptive=TOLERANCE.
-        grid: where the steps lie: uniform, shifted=3, logit=3, karras=7.
-        steps: steps of the time grid; ab2 evaluates the model once a step, heun twice but in the last.
-        scale: guidance scale, 1 is none; by default the paper's 2.9, or 1 for an unconditional model.
-        interval: guidance applies where low < t < high.
-        guidance: cfg, cfg-zero, apg or auto, with options such as cfg:schedule=linear or apg:eta=0.5,momentum=0.
-        guide: for guidance auto, the run or checkpoint of a smaller or less trained model of the same latents.
-        weights: ema (the first average), model, the decay of an average, or power=LENGTH of a power average.
-    """
-
-    seed: int = Making.seed
-    solver: str = Making.solver
-    grid: str = Making.grid
-    steps: int = Making.steps
-    scale: float | None = None
-    interval: tuple[float, float] = Making.interval
-    guidance: str = Making.guidance
-    guide: Path | None = None
-    weights: str = "ema"
-
-    def making(self, num_classes: int, device: str | torch.device = "cpu", compile: bool = False) -> Making:
-        """Return how a model of so many classes makes images, the guide opened as it is.
-
-        A scale asked for on an unconditional model is refused where it is used.
-        """
-        return Making(
-            seed=self.seed,
-            solver=self.solver,
-            grid=self.grid,
-            steps=self.steps,
-            scale=default_scale(num_classes) if self.scale is None else self.scale,
-            interval=self.interval,
-            guidance=self.guidance,
-            guide=None if self.guide is None else load(self.guide, device=device, compile=compile),
-        )
-
-
-@dataclass(frozen=True)
-class Sampling(How):
-    """How a run is sampled to be measured.
-
-    Attributes:
-        num_images: images a run, their labels in turn over the classes; --num for short.
-        batch_size: images at once.
-    """
-
-    num_images: Annotated[int, tyro.conf.arg(aliases=("--num",))] = 500
-    batch_size: int = Making.batch_size
-
-    def __post_init__(self) -> None:
-        if self.num_images < 2:
-            raise ValueError(f"num_images must be at least 2, got {self.num_images}")
-
-    def making(self, num_classes: int, device: str | torch.device = "cpu", compile: bool = False) -> Making:
-        return dataclasses.replace(super().making(num_classes, device, compile), batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -237,15 +174,6 @@ def evaluate(
             data.manifest.class_names,
         ),
     )
-
-
-def by_seed(sampling: Sampling, seeds: Sequence[int], out: Path) -> list[tuple[Sampling, Path]]:
-    """Return how images are made for each seed, and the folder that they are kept in."""
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must differ, got {', '.join(map(str, seeds))}")
-    if len(seeds) < 2:
-        return [(dataclasses.replace(sampling, seed=seeds[0] if seeds else sampling.seed), out / "samples")]
-    return [(dataclasses.replace(sampling, seed=seed), out / f"samples-seed-{seed}") for seed in seeds]
 
 
 def stated(header: Mapping[str, Any], num_classes: int, seeds: Sequence[int] = ()) -> dict[str, Any]:
@@ -399,11 +327,6 @@ def stack_images(source: Source) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, 
     """Read all images and labels of a source."""
     ((images, labels),) = read_batches(source, 0, len(source), len(source))
     return images, labels
-
-
-def balanced_labels(count: int, num_classes: int) -> Int[Tensor, " n"]:
-    """Return the classes in turn; for an unconditional model, zeros."""
-    return torch.arange(count) % max(num_classes, 1)
 
 
 def save_grid(path: Path, images: Tensor, labels: Tensor, data: Latents, columns: int = 10, rows: int = 10) -> None:

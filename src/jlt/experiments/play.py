@@ -19,7 +19,7 @@ from torch import Tensor
 from jlt import files
 from jlt.evaluation.records import Figure
 from jlt.experiments import film, plots
-from jlt.experiments.evaluate import balanced_labels
+from jlt.experiments.asking import balanced_labels
 from jlt.sampling import SOLVERS, Generator, Making
 
 EACH = "all classes in turn"

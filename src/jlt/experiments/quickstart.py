@@ -7,8 +7,8 @@ from PIL import Image
 
 from jlt import files
 from jlt.data import encode
+from jlt.experiments.asking import Sampling
 from jlt.experiments.compare import compare
-from jlt.experiments.evaluate import Sampling
 from jlt.experiments.plots import beside
 from jlt.experiments.presets import DIGITS
 from jlt.experiments.report import write_report

@@ -34,8 +34,9 @@ from jlt.evaluation.features import Extractor, open_extractor
 from jlt.evaluation.protocol import Reference, compare
 from jlt.evaluation.records import Record
 from jlt.experiments import placement, plots
+from jlt.experiments.asking import Sampling, balanced_labels, by_seed
 from jlt.experiments.benchmark import observe, of_run, of_source, open_reference, score, write_reference
-from jlt.experiments.evaluate import Sampling, balanced_labels, by_seed, check_fit
+from jlt.experiments.evaluate import check_fit
 from jlt.experiments.report import direction
 from jlt.nn import checkpoint
 from jlt.processes import Processes, joined, open_device

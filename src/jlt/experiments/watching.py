@@ -17,7 +17,8 @@ from torch import Tensor
 from jlt import files
 from jlt.data import load_representation
 from jlt.evaluation.neighbours import nearest
-from jlt.experiments.evaluate import Judge, balanced_labels
+from jlt.experiments.asking import balanced_labels
+from jlt.experiments.evaluate import Judge
 from jlt.experiments.plots import grid
 from jlt.flow import target
 from jlt.sampling import Generator, Samples
