@@ -14,7 +14,7 @@ from jlt.experiments.play import Limits
 
 
 def run(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN [RUN ...]"), tyro.conf.Positional],
     *,
     latents: Path | None = None,
     host: str = "127.0.0.1",

@@ -3,12 +3,12 @@
 import itertools
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from jlt import files
+from jlt.cli.places import LatentsPath, OutPath
 from jlt.evaluation import records
 from jlt.experiments.asking import Sampling
 from jlt.experiments.compare import LATENTS, compare
@@ -24,8 +24,8 @@ def defaults(preset: Preset) -> dict[str, Any]:
 
 
 def run(
-    latents: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    latents: LatentsPath,
+    out: OutPath,
     config: Annotated[TrainConfig, tyro.conf.arg(name="base")] = PAPER,
     sampling: Annotated[Sampling, tyro.conf.arg(name="sampling")] = Sampling(),  # noqa: B008
     *,

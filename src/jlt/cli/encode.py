@@ -2,18 +2,15 @@
 
 import json as json_module
 import os
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from jlt import files
+from jlt.cli.places import OutPath, SourceSpec
 from jlt.data import encode, open_latents, splits
 
 
 def run(
-    source: Annotated[str, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: SourceSpec,
+    out: OutPath,
     *,
     representation: str = "patch-pca",
     image_size: int | None = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from jlt.cli.places import OptionalLatentsPath
 from jlt.evaluation import records
 from jlt.experiments.asking import Sampling
 from jlt.experiments.benchmark import benchmark, own_folder
@@ -13,8 +14,8 @@ from jlt.experiments.report import text_table
 
 
 def run(
-    source: Annotated[str, tyro.conf.arg(name="run"), tyro.conf.Positional],
-    latents: Annotated[Path | None, tyro.conf.Positional] = None,
+    source: Annotated[str, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional],
+    latents: OptionalLatentsPath = None,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008
     *,
     seeds: tuple[int, ...] = (),

@@ -1,16 +1,12 @@
 """`jlt export RUN OUT`."""
 
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
+from jlt.cli.places import OutPath, RunPath
 from jlt.experiments.export import export
 
 
 def run(
-    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: RunPath,
+    out: OutPath,
     *,
     to: str,
     weights: str = "ema",

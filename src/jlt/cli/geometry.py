@@ -3,13 +3,14 @@
 import dataclasses
 import json as json_format
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
+from jlt.cli.places import LatentsPath
+
 
 def run(
-    latents: Annotated[Path, tyro.conf.Positional],
+    latents: LatentsPath,
     patch_size: int = 1,
     whole: bool = False,
     split: str = "train",

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from jlt.cli.places import OutPath
 from jlt.data import Affine, Representation, load_representation, open_latents
 from jlt.data.authors_checkpoint import import_checkpoint
 from jlt.data.authors_latents import import_latents
@@ -12,8 +13,8 @@ from jlt.data.autoencoders import open_autoencoder
 
 
 def run(
-    source: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT_OR_LATENTS"), tyro.conf.Positional],
+    out: OutPath,
     *,
     representation: str = "flux2",
     latents: Path | None = None,

@@ -1,21 +1,21 @@
 """`jlt interpolate RUN OUT`."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
 
 from jlt import files
+from jlt.cli.places import OutPath, RunPath
 from jlt.cli.sample import Opened
 from jlt.experiments import plots
 from jlt.sampling import slerp
 
 
 def run(
-    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: RunPath,
+    out: OutPath,
     making: Annotated[Opened, tyro.conf.arg(name="")] = Opened(),  # noqa: B008
     *,
     first: int = 0,

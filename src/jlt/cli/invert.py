@@ -1,12 +1,9 @@
 """`jlt invert RUN LATENTS OUT`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import torch
-import tyro
 
 from jlt import files
+from jlt.cli.places import LatentsPath, OutPath, RunPath
 from jlt.data import open_latents
 from jlt.experiments.evaluate import check_fit
 from jlt.experiments.plots import grid as draw_grid
@@ -14,9 +11,9 @@ from jlt.sampling import Making, invert, load
 
 
 def run(
-    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
-    latents: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: RunPath,
+    latents: LatentsPath,
+    out: OutPath,
     *,
     num: int = 8,
     split: str = "held-out",

@@ -8,13 +8,14 @@ import torch
 import tyro
 
 from jlt import files
+from jlt.cli.places import LatentsPath
 from jlt.data import Latents, open_latents, reconstruct, splits
 from jlt.data.shards import MEAN_BOUND, VARIANCE_BOUND
 
 
 def run(
     action: Annotated[Literal["show", "check"], tyro.conf.Positional],
-    latents: Annotated[Path, tyro.conf.Positional],
+    latents: LatentsPath,
     *,
     out: Path = Path("latents.png"),
     num: int = 8,

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import tyro
 
+from jlt.cli.places import RunPath
 from jlt.experiments.publish import publish
 
 
 def run(
-    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
-    repository: Annotated[str, tyro.conf.Positional],
+    source: RunPath,
+    repository: Annotated[str, tyro.conf.arg(metavar="ORG/NAME"), tyro.conf.Positional],
     *,
     weights: tuple[str, ...] = ("ema",),
     license: str | None = None,

@@ -1,17 +1,13 @@
 """`jlt reference SOURCE OUT.npz`."""
 
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
+from jlt.cli.places import OutPath, SourceSpec
 from jlt.evaluation.statistics import KEPT
 from jlt.experiments.benchmark import make_reference
 
 
 def run(
-    source: Annotated[str, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: SourceSpec,
+    out: OutPath,
     *,
     extractor: str = "inception",
     image_size: int | None = None,

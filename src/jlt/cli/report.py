@@ -6,7 +6,11 @@ from typing import Annotated
 import tyro
 
 
-def run(record: Annotated[Path, tyro.conf.Positional], out: Path | None = None, figures: Path | None = None) -> None:
+def run(
+    record: Annotated[Path, tyro.conf.arg(metavar="RECORD"), tyro.conf.Positional],
+    out: Path | None = None,
+    figures: Path | None = None,
+) -> None:
     """Make a self-contained HTML page from a record and the pictures beside it; print its path last.
 
     Args:

@@ -10,6 +10,7 @@ import tyro
 from PIL import Image
 
 from jlt import files
+from jlt.cli.places import OutPath, RunPath
 from jlt.experiments import film, plots
 from jlt.experiments.asking import How, balanced_labels
 from jlt.processes import joined
@@ -37,8 +38,8 @@ class Opened(How):
 
 
 def run(
-    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: RunPath,
+    out: OutPath,
     making: Annotated[Opened, tyro.conf.arg(name="")] = Opened(),
     *,
     num: int = 100,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from jlt.cli.places import OptionalLatentsPath, RunPath
 from jlt.evaluation import records
 from jlt.experiments.asking import Sampling
 from jlt.experiments.benchmark import own_folder
@@ -13,8 +14,8 @@ from jlt.experiments.sweep import Factors, sweep
 
 
 def run(
-    source: Annotated[Path, tyro.conf.arg(name="run"), tyro.conf.Positional],
-    latents: Annotated[Path | None, tyro.conf.Positional] = None,
+    source: RunPath,
+    latents: OptionalLatentsPath = None,
     factors: Annotated[Factors, tyro.conf.arg(name="")] = Factors(),  # noqa: B008
     *,
     reference: Path | None = None,

@@ -8,6 +8,7 @@ import torch
 import tyro
 
 from jlt import files
+from jlt.cli.places import OptionalLatentsPath
 from jlt.data import open_latents
 from jlt.experiments.curves import known_curve
 from jlt.experiments.evaluate import prepare_judge
@@ -30,8 +31,8 @@ def defaults(preset: Preset) -> dict[str, Any]:
 
 
 def run(
-    latents: Annotated[Path | None, tyro.conf.arg(metavar="LATENTS"), tyro.conf.Positional] = None,
-    out: Annotated[Path | None, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional] = None,
+    latents: OptionalLatentsPath = None,
+    out: Annotated[Path | None, tyro.conf.arg(name="run", metavar="[RUN]"), tyro.conf.Positional] = None,
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = PAPER,
     expected: Expected = Expected(),  # noqa: B008
     watching: Annotated[Watching, tyro.conf.arg(name="")] = Watching(),  # noqa: B008
