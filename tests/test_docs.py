@@ -151,7 +151,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree("run/evaluation", name)
         for seed, target in itertools.product(range(3), ("x", "k=0.25", "v")):
             shutil.copytree("run", f"out/runs/{seed}-{target}")
-        for name in ("qs/latents", "mine-latents", "flags"):
+        for name in ("qs/latents", "mine-latents", "flags", "white"):
             Path(name).symlink_to(world / "latents")
     return world
 
