@@ -11,14 +11,11 @@ from the first row of the same latents, size and patch size.
 """
 
 import argparse
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from jlt import files
 from jlt.data import open_latents
@@ -66,8 +63,6 @@ STUDIES = {
         Row({"latents": f"kept-{k}", "target": target}, f"kept-{k}") for k in (8, 16, 32, 64) for target in "xv"
     ),
 }
-
-
 ALONG: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {  # what the panels of a picture go along
     "patch size": (("patch-1", "patch-2"), lambda row: row.patch_size),
     "width": (("widths",), lambda row: int(row.settings["size"].split("x")[1])),
@@ -101,8 +96,8 @@ def measured(record: Record, rows: Sequence[Row], row: Row) -> list[str]:
     """Return a row's distance, class agreement, and paired difference."""
     first = next(each for each in rows if without(each) == without(row))
     groups = [group_of(record, each) for each in (first, row)]
-    (column,) = [part for part in record.parts if part.kind == "evaluate" and fits(part, row)]
-    name = next(name for name in column.values if name.startswith("FD"))
+    column = column_of(record, row)
+    name = distance_name(column)
     cells = [str(column.values.get(key, "")) for key in (name, "class agreement")]
     if row == first:
         return [*cells, ""]
@@ -118,6 +113,16 @@ def group_of(record: Record, row: Row) -> list[Record]:
     """Return the runs of a row, one a seed."""
     runs = [run for part in record.parts if part.kind == "runs" for run in part.parts if fits(run, row)]
     return over_seeds(runs)[0] if runs else [part for part in record.parts if fits(part, row)]
+
+
+def column_of(record: Record, row: Row) -> Record:
+    """Return the mean over the seeds of a row."""
+    (column,) = [part for part in record.parts if part.kind == "evaluate" and fits(part, row)]
+    return column
+
+
+def distance_name(column: Record) -> str:
+    return next(name for name in column.values if name.startswith("FD"))
 
 
 def fits(part: Record, row: Row) -> bool:
@@ -136,13 +141,13 @@ def curves(found: Mapping[str, Record | None]) -> dict[str, Figure]:
         records_of = [(record, STUDIES[study]) for study in studies if (record := found[study])]
         for record, rows in records_of if len(records_of) == len(studies) else ():
             for row in rows:
-                (column,) = [part for part in record.parts if part.kind == "evaluate" and fits(part, row)]
+                column = column_of(record, row)
                 name = row.settings["target"]
                 if (space := row.settings.get("loss_space", "v")) != "v":
                     name += f", {space}-loss"
                 xs, ys = lines.setdefault(name, ([], []))
                 xs.append(float(place(row)))
-                ys.append(next(value.value for key, value in column.values.items() if key.startswith("FD")))
+                ys.append(column.values[distance_name(column)].value)
         if lines:
             figures[label] = Figure("", label, "FD (EfficientNet-Lite0)", lines, "log", "log")
     return figures
@@ -159,30 +164,20 @@ def forecast_of(forecasts: Record | None, row: Row) -> list[str]:
     return [NOT_RUN] * 2
 
 
-def read(folder: Path, name: str) -> Record | None:
-    """Return a study's record, if it is there."""
-    path = folder / f"ablation-{name}.json"
-    return records.read(path) if path.is_file() else None
+def read(folder: Path) -> dict[str, Record | None]:
+    """Return the records of the studies and of the forecasts in a folder, those that are there."""
+    paths = {name: folder / f"ablation-{name}.json" for name in (*STUDIES, "forecast")}
+    return {name: records.read(path) if path.is_file() else None for name, path in paths.items()}
 
 
-def filled(page: str, folder: Path) -> str:
-    """Return the page with every table made anew from the records in a folder."""
-    found = {name: read(folder, name) for name in (*STUDIES, "forecast")}
+def filled(page: str, found: Mapping[str, Record | None]) -> str:
+    """Return the page with every table made anew from the records."""
 
     def block(match: re.Match[str]) -> str:
         rows = files.choose("study", match[1], STUDIES)
         return f"<!-- table {match[1]} -->\n{table(rows, found[match[1]], found['forecast'])}\n<!-- end -->"
 
     return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
-
-
-def draw(folder: Path, path: Path) -> None:
-    """Draw the curves that records in a folder give."""
-    found = {name: read(folder, name) for name in STUDIES}
-    pictures = [Image.open(io.BytesIO(plots.png(figure, dots_per_inch=110))) for figure in curves(found).values()]
-    if pictures:
-        with files.replaced(path) as temporary:
-            plots.beside(pictures).save(temporary, format="PNG")
 
 
 def main() -> None:
@@ -197,9 +192,9 @@ def main() -> None:
         record = Record("forecasts", "Forecasts of the ablation", {}, {}, parts=parts)
         command = f"python benchmarks/ablation.py forecast {options.latents.name}"
         records.write(replace(record, command=command), DOCS / "records" / "ablation-forecast.json")
-    page = DOCS / "ablation.md"
-    files.write_bytes(page, filled(page.read_text(), DOCS / "records").encode())
-    draw(DOCS / "records", DOCS / "ablation" / "fd.png")
+    page, found = DOCS / "ablation.md", read(DOCS / "records")
+    files.write_bytes(page, filled(page.read_text(), found).encode())
+    plots.save(DOCS / "ablation" / "fd.png", plots.panels(list(curves(found).values())))
 
 
 if __name__ == "__main__":

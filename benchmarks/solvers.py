@@ -29,7 +29,6 @@ OUT/DATA/latents, OUT/DATA/TARGET (jlt.training.loop), OUT/DATA/classifier.safet
 
 import argparse
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -363,14 +362,8 @@ def report(out: Path) -> None:
 
 def draw(path: Path, panels: Mapping[str, Lines], columns: int) -> None:
     """Write a picture with a panel for each set of lines over evaluations, those without any left out."""
-    pictures = []
-    for said, lines in panels.items():
-        if lines:
-            figure = Figure("", "evaluations", said, lines, "log", "log")
-            with plots.Image.open(io.BytesIO(plots.png(figure, dots_per_inch=110))) as picture:
-                pictures.append(picture.copy())
-    with files.replaced(path) as temporary:
-        plots.beside(pictures, columns).save(temporary, format="PNG")
+    figures = [Figure("", "evaluations", said, lines, "log", "log") for said, lines in panels.items() if lines]
+    plots.save(path, plots.panels(figures, columns))
 
 
 def fd_lines(study: Study, name: str, target: str) -> Lines:

@@ -570,5 +570,7 @@ def test_a_missing_package_is_one_line_with_the_extra_to_install(tmp_path, monke
     make(tmp_path / "a", "scaled")
     monkeypatch.setitem(sys.modules, package, None)
     spec = "flux2" if package == "huggingface_hub" else f"autoencoder:{tmp_path / 'a'}"
-    with pytest.raises(ValueError, match=rf"{package}.*; pip install 'jlt\[autoencoders\]'"):
+    with pytest.raises(
+        ValueError, match=rf"import of {package} halted; None in sys.modules; pip install 'jlt\[autoencoders\]'"
+    ):
         open_autoencoder(spec)

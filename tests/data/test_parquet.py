@@ -224,7 +224,7 @@ def test_a_data_set_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, ca
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatch, package, spec):
     path = write(tmp_path / "a.parquet", range(3))
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"{package}.*; pip install 'jlt\[hub\]'"):
+    with pytest.raises(ValueError, match=rf"import of {package} halted; None in sys.modules; pip install 'jlt\[hub\]'"):
         open_source(spec.format(path))
 
 

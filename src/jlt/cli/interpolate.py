@@ -6,7 +6,6 @@ from typing import Annotated
 import torch
 import tyro
 
-from jlt import files
 from jlt.cli.places import OutPath, RunPath
 from jlt.cli.sample import Opened
 from jlt.experiments import plots
@@ -43,6 +42,5 @@ def run(
     noise = torch.stack([slerp(a, b, i / (num - 1)) for i in range(num)])
     labels = torch.full((num,), 0 if label is None else generator.label(label))
     samples = generator.sample(labels, noise=noise, **vars(replace(how, batch_size=num)))
-    with files.replaced(out / "interpolate.png") as temporary:
-        plots.grid(samples.images, columns=num).save(temporary, format="PNG")
+    plots.save(out / "interpolate.png", plots.grid(samples.images, columns=num))
     print(out / "interpolate.png")

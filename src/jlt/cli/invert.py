@@ -5,8 +5,8 @@ import torch
 from jlt import files
 from jlt.cli.places import LatentsPath, OutPath, RunPath
 from jlt.data import open_latents
+from jlt.experiments import plots
 from jlt.experiments.evaluate import check_fit
-from jlt.experiments.plots import grid as draw_grid
 from jlt.sampling import Making, invert, load
 
 
@@ -55,8 +55,7 @@ def run(
         "latent_rms": x.square().mean().sqrt().item(),
         "noise_std": noise.std().item(),
     }
-    with files.replaced(out / "invert.png") as temporary:
-        draw_grid(torch.cat([data_images, noise_images, back.images]), columns=num).save(temporary, format="PNG")
+    plots.save(out / "invert.png", plots.grid(torch.cat([data_images, noise_images, back.images]), columns=num))
     files.write_json(out / "invert.json", result)
     for name, value in result.items():
         print(f"{name:18}{value if not isinstance(value, float) else format(value, '.4g')}")

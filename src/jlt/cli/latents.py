@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from jlt import files
 from jlt.cli.places import LatentsPath
 from jlt.data import Latents, open_latents, reconstruct, splits
 from jlt.data.shards import MEAN_BOUND, VARIANCE_BOUND
@@ -35,7 +34,7 @@ def run(
 
 def show(folder: Path, out: Path, num: int, split: str) -> int:
     """Write a grid of three rows: originals, decoded latents, and the difference stretched to the full range."""
-    from jlt.experiments.plots import grid
+    from jlt.experiments import plots
 
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
@@ -46,8 +45,7 @@ def show(folder: Path, out: Path, num: int, split: str) -> int:
     difference = (decoded.int() - originals.int()).abs()
     largest, squared = int(difference.max()), float(difference.double().square().mean())
     stretched = (difference * 255 // max(largest, 1)).to(torch.uint8)
-    with files.replaced(out) as temporary:
-        grid(torch.cat([originals, decoded, stretched]), columns=len(originals)).save(temporary, format="PNG")
+    plots.save(out, plots.grid(torch.cat([originals, decoded, stretched]), columns=len(originals)))
     ratio = "without loss" if squared == 0 else f"PSNR {10 * math.log10(255**2 / squared):.1f} dB"
     print(f"{len(originals)} of {size} images: {ratio}, off by at most {largest} of 255 (white in the last row)")
     print(out)

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from PIL import Image
 
 from jlt import files
 from jlt.cli.places import OutPath, RunPath
@@ -88,17 +87,11 @@ def run(
     write(out, stored)
     if channels in (1, 3):
         captions = None if named is None else [name.split(",")[0][:12] for name in named[: len(first)]]
-        save(out / "grid.png", plots.grid(first, 10, captions))
+        plots.save(out / "grid.png", plots.grid(first, 10, captions))
     if strip or gif:
         path = film.film(generator, labels[: 4 if strip else 10], how)
         if strip:
-            save(out / "strip.png", film.strip(path))
+            plots.save(out / "strip.png", film.strip(path))
         if gif:
             files.write_bytes(out / "path.gif", film.gif(path))
     print(json_module.dumps(files.read_json(out / "samples.json")) if json else out)
-
-
-def save(path: Path, image: Image.Image) -> None:
-    """Write a PNG file, whole or not at all."""
-    with files.replaced(path) as temporary:
-        image.save(temporary, format="PNG")

@@ -23,6 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from jlt import files
+from jlt.extras import needed
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
@@ -120,8 +121,9 @@ def bare_network() -> Any:
     the one module is imported alone, under the package's name for as long as that takes, and its loading left out.
     """
     name = "torch_fidelity"
-    if (spec := importlib.util.find_spec(name)) is None:
-        raise ValueError("FID: No module named 'torch_fidelity'; pip install 'jlt[fid]'")
+    with needed("FID", "fid"):
+        if (spec := importlib.util.find_spec(name)) is None:
+            raise ImportError(f"No module named {name!r}")
     loaded = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] == name}
     try:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # not executed

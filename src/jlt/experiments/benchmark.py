@@ -36,9 +36,9 @@ from jlt.evaluation.protocol import Reference, compare
 from jlt.evaluation.reconstruction import Fidelity
 from jlt.evaluation.records import Record, Value, over_seeds
 from jlt.evaluation.statistics import KEPT, Statistics
+from jlt.experiments import plots
 from jlt.experiments.asking import Sampling, balanced_labels, by_seed
 from jlt.experiments.evaluate import check_fit, class_section, decode, stated, write_record
-from jlt.experiments.plots import grid
 from jlt.nn import checkpoint
 from jlt.processes import Processes, joined, open_device
 from jlt.sampling import load, storage
@@ -338,8 +338,7 @@ def finish(
     values = over_seeds([compare(found, real, extractor) | each.finish() for each, found in measured])
     beside = [part for part in (floor(real, extractor, subject.count), ceiling) if part is not None]
     first = next(iter(subject.read([range(min(subject.batch_size, subject.count))])))
-    with files.replaced(out / "samples.png") as temporary:
-        grid(first[:100], 10).save(temporary, format="PNG")
+    plots.save(out / "samples.png", plots.grid(first[:100], 10))
     settings = {
         **subject.settings,
         "extractor": extractor.name,

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from jlt import files
 from jlt.data import Latents, Source, load_representation, open_latents, real_images
 from jlt.data.batches import cut, read_batches
 from jlt.data.representations import image_batch
@@ -25,8 +24,8 @@ from jlt.evaluation.neighbours import nearest
 from jlt.evaluation.protocol import Reference, between, by_class, draw, reference
 from jlt.evaluation.reconstruction import Fidelity
 from jlt.evaluation.records import Record, Value, mean_and_spread, over_seeds
+from jlt.experiments import plots
 from jlt.experiments.asking import Sampling, balanced_labels, by_seed
-from jlt.experiments.plots import grid
 from jlt.sampling import Generator, Samples, generate, load
 
 BATCH_SIZE = 100  # images decoded at once
@@ -268,8 +267,7 @@ def near_training(data: Latents, latents: Path, samples: Samples, picture: Path)
     rows = [samples.images[mine[: len(shown)]]]
     for k in range(found.numbers.shape[1]):
         rows.append(image_batch(source[int(found.numbers[i, k])][0] for i in shown))
-    with files.replaced(picture) as temporary:
-        grid(torch.cat(rows), len(shown)).save(temporary, format="PNG")
+    plots.save(picture, plots.grid(torch.cat(rows), len(shown)))
     near = [mean_and_spread(each.distances[:, 0].tolist()) for each in (found, theirs)]
     return near[0], near[1]
 
@@ -337,8 +335,7 @@ def save_grid(path: Path, images: Tensor, labels: Tensor, data: Latents, columns
         depth = min(len(first) for first in firsts)
         order = torch.stack([first[:depth] for first in firsts], dim=1).flatten()
         columns = len(firsts)
-    with files.replaced(path) as temporary:
-        grid(images[order[: rows * columns]], columns).save(temporary, format="PNG")
+    plots.save(path, plots.grid(images[order[: rows * columns]], columns))
 
 
 def json_ready(settings: Mapping[str, Any]) -> dict[str, Any]:

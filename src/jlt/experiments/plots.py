@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import UInt8
@@ -207,6 +208,17 @@ def _style(**more: Any) -> Any:
         "xtick.minor.width": 0.4,
     }
     return rc_context(style | more)
+
+
+def panels(figures: Sequence[Figure], columns: int | None = None) -> Image.Image:
+    """Draw figures beside each other, for a page."""
+    return beside([Image.open(io.BytesIO(png(figure, dots_per_inch=110))) for figure in figures], columns)
+
+
+def save(path: Path, image: Image.Image) -> None:
+    """Write a PNG file, whole or not at all."""
+    with files.replaced(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def beside(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 24) -> Image.Image:

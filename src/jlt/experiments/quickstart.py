@@ -5,11 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from jlt import files
 from jlt.data import encode
+from jlt.experiments import plots
 from jlt.experiments.asking import Sampling
 from jlt.experiments.compare import compare
-from jlt.experiments.plots import beside
 from jlt.experiments.presets import DIGITS
 from jlt.experiments.report import write_report
 
@@ -39,6 +38,5 @@ def quickstart(out: Path, seed: int = 0) -> Path:
     )
     print("3/3  writing the report")
     grids = [Image.open(out / name) for name in ("samples-x.png", "samples-v.png", "real.png")]
-    with files.replaced(out / "quickstart.png") as temporary:
-        beside(grids).save(temporary, format="PNG")
+    plots.save(out / "quickstart.png", plots.beside(grids))
     return write_report(record, out / "report.html")

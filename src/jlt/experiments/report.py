@@ -90,8 +90,7 @@ def write_figures(record_path_or_folder: Path, folder: Path) -> list[Path]:
     if len(shown) > 1:
         opened = [Image.open(io.BytesIO(_read_picture(path.parent, name)[0])) for name in shown]
         written.append(folder / f"{record.kind}-pictures.png")
-        with files.replaced(written[-1]) as temporary:
-            plots.beside(opened).save(temporary, format="PNG")
+        plots.save(written[-1], plots.beside(opened))
     return written
 
 

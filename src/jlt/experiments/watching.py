@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from jlt import files
 from jlt.data import load_representation
 from jlt.evaluation.neighbours import nearest
+from jlt.experiments import plots
 from jlt.experiments.asking import balanced_labels
 from jlt.experiments.evaluate import Judge
-from jlt.experiments.plots import grid
 from jlt.flow import target
 from jlt.sampling import Generator, Samples
 from jlt.training import View
@@ -119,7 +118,7 @@ class Grids:
         labels = torch.arange(columns * self.rows) % (columns if view.data.num_classes else 1)
         samples = self.draw(view, labels)
         name = f"samples/step-{view.step:08d}.png"
-        view.processes.first(lambda: save_picture(view, name, samples.images, columns))
+        view.processes.first(lambda: plots.save(view.run / name, plots.grid(samples.images, columns)))
         return {"samples": name}
 
 
@@ -193,15 +192,10 @@ class Neighbours:
             restore(view.data.gather(found.numbers[order, 0], mask))
         )
         name = f"neighbours/step-{view.step:08d}.png"
-        save_picture(view, name, torch.cat([samples.images[order], real.cpu()]), len(order))
+        plots.save(view.run / name, plots.grid(torch.cat([samples.images[order], real.cpu()]), len(order)))
         return {
             "neighbours": {
                 "median": float(distance.median()), "held_out_median": float(usual), "copied": copied,
                 "expected": expected, "picture": name,
             }
         }  # fmt: skip
-
-
-def save_picture(view: View, name: str, images: Tensor, columns: int) -> None:
-    with files.replaced(view.run / name) as temporary:
-        grid(images, columns).save(temporary, format="PNG")
