@@ -124,8 +124,8 @@ def test_runs_are_named_by_their_folders_unless_those_are_equal():
     assert run_names((Path("a/x"), Path("b/x"))) == ["a/x", "b/x"]
 
 
-def trained(name: str, seed: int, steps: int = 10, gain: float = 1.0) -> Any:
-    return run(name, gain, header={"step": 1, "training": {"target": name, "steps": steps, "seed": seed}})
+def trained(name: str, seed: int, gain: float = 1.0, **others: Any) -> Any:
+    return run(name, gain, header={"step": 1, "training": {"target": name, "seed": seed, **others}})
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_in_the_order_of_their_seeds():
@@ -137,6 +137,15 @@ def test_runs_that_differ_in_the_seed_alone_are_one_in_the_order_of_their_seeds(
         "longer": [longer],
         "imported": [found["imported"][0]],
         "other": [found["other"][0]],
+    }
+
+
+def test_runs_that_differ_in_more_than_their_target_are_named_by_all_of_it():
+    spaces = ("v", "x", "v", "x")
+    runs = {f"{i}": trained("x", i // 2, loss_space=space) for i, space in enumerate(spaces)}
+    assert {name: [run.header["training"]["seed"] for run in seeds] for name, seeds in by_seed(runs).items()} == {
+        "x, loss_space v": [0, 1],
+        "x, loss_space x": [0, 1],
     }
 
 

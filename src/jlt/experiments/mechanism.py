@@ -178,16 +178,21 @@ def of_seeds(runs: Sequence[Generator]) -> str:
 def by_seed(runs: Mapping[str, Generator]) -> dict[str, list[Generator]]:
     """Put together runs whose training differs in the seed alone, in the order of the seeds.
 
-    Several are named by their target, or by their first name where that is taken.
+    Several are named by their target, and by the settings in which they differ from others; by their first name if
+    that leaves two alike.
     """
     groups: dict[str, dict[str, Generator]] = {}
     for name, run in runs.items():
         others = {key: value for key, value in training(run).items() if key != "seed"} or {"name": name}
         groups.setdefault(repr((others, run.header.get("init"))), {})[name] = run
+    recipes = [training(run) for group in groups.values() if len(group) > 1 for run in group.values()]
+    known = [key for key in (recipes[0] if recipes else {}) if key not in ("seed", "target")]
+    varied = [key for key in known if len({repr(recipe.get(key)) for recipe in recipes}) > 1]
     found: dict[str, list[Generator]] = {}
     for group in groups.values():
         first, run = next(iter(group.items()))
-        name = run.target.short if len(group) > 1 and run.target.short not in found else first
+        name = ", ".join([run.target.short, *(f"{key} {training(run).get(key)}" for key in varied)])
+        name = name if len(group) > 1 and name not in found else first
         found[name] = sorted(group.values(), key=lambda run: training(run).get("seed", 0))
     return found
 
