@@ -1,8 +1,8 @@
 """A forecast for a spectrum and a rank, as a record: what a limited denoiser makes of each target (jlt.flow.capacity).
 
-One part a target: its error of x, the Frechet distance of its samples, both in units of the data's variance, and how
-many of the directions of large, middling and small variance it keeps. Figures show both judgements at every rank, since
-they need not agree, and the scores by which directions are kept.
+One part a target: its error of x, the Frechet distance of its samples and what that is at most for data of any shape,
+in units of the data's variance, and how many of the directions of large, middling and small variance it keeps. Figures
+show the judgements at every rank, since they need not agree, and the scores by which directions are kept.
 """
 
 from jaxtyping import Float
@@ -37,6 +37,7 @@ def measure_capacity(
     sweep = {name: [capacity.forecast(each, r) for r in range(dimension + 1)] for name, each in directions.items()}
     by_error = {name: [one.x_error * dimension / trace for one in each] for name, each in sweep.items()}
     by_samples = {name: [one.frechet / trace for one in each] for name, each in sweep.items()}
+    at_most = {name: [one.at_most / trace for one in each] for name, each in sweep.items()}
     split = {
         f"of {' and '.join(names)}": [
             r
@@ -55,6 +56,7 @@ def measure_capacity(
                 values={
                     "error of x / variance": Value(by_error[target][rank]),
                     "Frechet distance / variance": Value(by_samples[target][rank]),
+                    "distance at most / variance": Value(at_most[target][rank]),
                 }
                 | {
                     f"kept of the {len(third)} {which} directions": Value(int(third.sum()))
@@ -70,6 +72,7 @@ def measure_capacity(
         name=f"{name} at rank {rank} of {dimension}",
         values={
             "Frechet distance of v / that of x": Value(by_samples["v"][rank] / max(by_samples["x"][rank], 1e-12)),
+            "distance at most of v / that of x": Value(at_most["v"][rank] / max(at_most["x"][rank], 1e-12)),
             "error of v / that of x": Value(by_error["v"][rank] / by_error["x"][rank]),
         }
         | {f"ranks whose best {which} differs by error and by samples": Value(len(at)) for which, at in split.items()},
@@ -83,6 +86,12 @@ def measure_capacity(
                 "directions. 1 is what samples without any variance would have.",
                 "rank", "Frechet distance / variance",
                 {name: (ranks, by_samples[name][:-1]) for name in drawn}, y_scale="log",
+            ),
+            "samples at most": Figure(
+                "What that distance is at most, for data of any shape: the Frechet distance takes noise of the right "
+                "variance for data, here it counts as noise.",
+                "rank", "distance at most / variance",
+                {name: (ranks, at_most[name][:-1]) for name in drawn}, y_scale="log",
             ),
             "error": Figure(
                 "Forecast error of the clean latent, mean over uniform times: it judges every time alike, the samples "
