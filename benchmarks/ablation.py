@@ -4,9 +4,10 @@
     python benchmarks/ablation.py tables          # docs/ablation.md, docs/ablation/fd.png, from docs/records
 
 The page's commands make the records; docs/records/ablation-STUDY.json is a comparison's record.json. A study without
-one has its cells marked. A forecast is the Frechet distance of samples, in units of the data's variance, of a denoiser
-that keeps half of a token's directions (jlt.flow.capacity), with the velocity loss and the paper's times; beside it, of
-how many ranks below the full one x is forecast before v. A difference is that of paired seeds with its 95 % interval,
+one has its cells marked. A forecast is the Frechet distance of samples, and what it is at most for data of any shape, in
+units of the data's variance, of a denoiser that keeps half of a token's directions (jlt.flow.capacity), with the
+velocity loss and the paper's times; beside it, of how many ranks below the full one x is forecast before v by the
+first. A difference is that of paired seeds with its 95 % interval,
 from the first row of the same latents, size and patch size.
 """
 
@@ -76,6 +77,7 @@ def forecast(latents: Path, patch_size: int) -> Record:
     dimension = len(eigenvalues)
     found = measure_capacity(eigenvalues, dimension // 2)
     values = {part.name: part.values["Frechet distance / variance"] for part in found.parts}
+    values |= {f"{part.name}, at most": part.values["distance at most / variance"] for part in found.parts}
     x, v = (found.figures["samples"].lines[name][1][1:] for name in "xv")
     values["ranks with x before v"] = Value(sum(a < b for a, b in zip(x, v, strict=True)))
     settings = {"latents": latents.name, "patch_size": patch_size, "directions": dimension}
@@ -158,9 +160,10 @@ def forecast_of(forecasts: Record | None, row: Row) -> list[str]:
     wanted = (row.latents, row.patch_size)
     for part in forecasts.parts if forecasts else ():
         if (part.settings["latents"], part.settings["patch_size"]) == wanted:
-            value = part.values[row.settings["target"]].value
+            target = row.settings["target"]
+            least, most = (part.values[name].value for name in (target, f"{target}, at most"))
             ranks = f"{part.values['ranks with x before v'].value} of {part.settings['directions'] - 1}"
-            return [f"{value:.3f}" if value < 1000 else "> 1000", ranks]
+            return [f"{least:.3f} to {most:.3f}" if least < 1000 else "> 1000", ranks]
     return [NOT_RUN] * 2
 
 
