@@ -191,10 +191,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "forecast":
         pairs = dict.fromkeys((row.latents, row.patch_size) for rows in STUDIES.values() for row in rows)
-        parts = tuple(forecast(options.latents / name, size) for name, size in pairs)
-        record = Record("forecasts", "Forecasts of the ablation", {}, {}, parts=parts)
         command = f"python benchmarks/ablation.py forecast {options.latents.name}"
-        records.write(replace(record, command=command), DOCS / "records" / "ablation-forecast.json")
+        parts = tuple(replace(forecast(options.latents / name, size), command=command) for name, size in pairs)
+        record = Record("forecasts", "Forecasts of the ablation", {}, {}, parts=parts, command=command)
+        records.write(record, DOCS / "records" / "ablation-forecast.json")
     page, found = DOCS / "ablation.md", read(DOCS / "records")
     files.write_bytes(page, filled(page.read_text(), found).encode())
     plots.save(DOCS / "ablation" / "fd.png", plots.panels(list(curves(found).values())))
