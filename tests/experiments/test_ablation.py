@@ -78,8 +78,8 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     assert list(runs.parts[0].settings) == ["loss_space", "seed", "target"]
     difference = sum(found["v", seed, "v"] - found["v", seed, "x"] for seed in (0, 1)) / 2
     assert f" {difference:.3g} (" in v
-    forecast = forecasts.parts[0].values["v"].value
-    assert f" {forecast:.3f} |" in v
+    least, most = (forecasts.parts[0].values[name].value for name in ("v", "v, at most"))
+    assert f" {least:.3f} to {most:.3f} |" in v
     missing = ablation["table"](ablation["STUDIES"]["patch-1"], None, None)
     assert missing.count(ablation["NOT_RUN"]) == 4 * 5
     found = dict.fromkeys(ablation["STUDIES"]) | {"patch-1": record}
