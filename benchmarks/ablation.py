@@ -4,11 +4,11 @@
     python benchmarks/ablation.py tables          # docs/ablation.md, docs/ablation/fd.png, from docs/records
 
 The page's commands make the records; docs/records/ablation-STUDY.json is a comparison's record.json. A study without
-one has its cells marked. A forecast is the Frechet distance of samples, and what it is at most for data of any shape, in
-units of the data's variance, of a denoiser that keeps half of a token's directions (jlt.flow.capacity), with the
+one has its cells marked. A forecast is the Frechet distance of samples, and what it is at most for data of any shape,
+in units of the data's variance, of a denoiser that keeps half of a token's directions (jlt.flow.capacity), with the
 velocity loss and the paper's times; beside it, of how many ranks below the full one x is forecast before v by the
-first. A difference is that of paired seeds with its 95 % interval,
-from the first row of the same latents, size and patch size.
+first. Where latents differ, a column has the distance of held-out images decoded from them. A difference is that of
+paired seeds with its 95 % interval, from the first row of the same latents, size and patch size.
 """
 
 import argparse
@@ -20,17 +20,19 @@ from typing import Any
 
 from jlt import files
 from jlt.data import open_latents
+from jlt.data.covariance import spectrum, token_moments
 from jlt.evaluation import records
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import plots
 from jlt.experiments.capacity import measure_capacity
 from jlt.experiments.compare import over_seeds, paired_differences
-from jlt.experiments.geometry import spectrum, token_moments
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOT_RUN = "*not run yet*"
+DECODED = "FD of real images decoded"  # a column where latents differ
 WHAT = ("target", "loss_space")  # rows that differ in these alone are compared with each other
-HEAD = ("FD (EfficientNet-Lite0)", "class agreement", "FD minus the first's", "forecast", "ranks", "paper, FID")
+HEAD = ("FD (EfficientNet-Lite0)", "class agreement", "FD minus the first's", "forecast", "ranks")
+PAPERS = "paper, FID"  # a column where the paper has a figure
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,15 @@ def forecast(latents: Path, patch_size: int) -> Record:
 
 def table(rows: Sequence[Row], record: Record | None, forecasts: Record | None) -> str:
     """Return a study's table in Markdown."""
-    lines = [[*rows[0].settings, *HEAD], ["---"] * (len(rows[0].settings) + len(HEAD))]
+    decoded = [DECODED] if "latents" in rows[0].settings else []
+    paper = [PAPERS] if any(row.paper for row in rows) else []
+    head = [*rows[0].settings, *decoded, *HEAD, *paper]
+    lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = list(map(str, row.settings.values()))
+        cells += [NOT_RUN if record is None else ceiling(record, row) for _ in decoded]
         cells += [NOT_RUN] * 3 if record is None else measured(record, rows, row)
-        lines.append([*cells, *forecast_of(forecasts, row), row.paper])
+        lines.append([*cells, *forecast_of(forecasts, row), *(row.paper for _ in paper)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -109,6 +115,12 @@ def measured(record: Record, rows: Sequence[Row], row: Row) -> list[str]:
         return [*cells, "no spread"]
     mean, low, high = (end.value for end in ends if end)
     return [*cells, f"{mean:.3g} ({low:.3g} to {high:.3g})"]
+
+
+def ceiling(record: Record, row: Row) -> str:
+    """Return the distance of held-out images that the row's latents were decoded to."""
+    (part,) = [part for part in record.parts if part.settings == {"latents": row.latents}]
+    return str(part.values[distance_name(part)])
 
 
 def group_of(record: Record, row: Row) -> list[Record]:

@@ -193,6 +193,12 @@ def test_representations_are_compared_on_the_same_images_only(
         assert (code == 2) == ("hold latents of different images" in capsys.readouterr().err)
     record = json.loads((tmp_path / "to-white" / "record.json").read_text())
     assert [part["settings"] for part in record["parts"][:2]] == [{"latents": "latents"}, {"latents": "white"}]
+    ceilings = [part for part in record["parts"] if "decoded" in part["name"]]
+    assert [part["name"].partition(" ")[2] for part in ceilings] == [
+        "held-out images, encoded and decoded, latents",
+        "held-out images, encoded and decoded, white",
+    ]
+    assert all(part["values"]["SSIM"]["value"] == pytest.approx(1, abs=1e-3) for part in ceilings)  # no channel dropped
     assert [part["name"] for part in record["parts"][-2:]] == ["Geometry of latents", "Geometry of white"]
 
 

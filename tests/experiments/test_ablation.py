@@ -80,6 +80,9 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     assert f" {difference:.3g} (" in v
     least, most = (forecasts.parts[0].values[name].value for name in ("v", "v, at most"))
     assert f" {least:.3f} to {most:.3f} |" in v
+    row = ablation["Row"]({}, "kept-32")
+    decoded = next(part for part in record.parts if part.name == "20 held-out images, encoded and decoded")
+    assert ablation["ceiling"](record, row) == str(decoded.values["FD (pixels 8 x 8)"])
     missing = ablation["table"](ablation["STUDIES"]["patch-1"], None, None)
     assert missing.count(ablation["NOT_RUN"]) == 4 * 5
     found = dict.fromkeys(ablation["STUDIES"]) | {"patch-1": record}

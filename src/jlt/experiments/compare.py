@@ -208,9 +208,7 @@ def record_path(comparison: Comparison, variant: Mapping[str, Any]) -> Path:
     return comparison.out / f"run-{comparison.name(variant)}.json"
 
 
-@functools.lru_cache(maxsize=1)
-def judge_of(latents: Path, num_images: int, extractor: str, device: str) -> Judge:
-    return prepare_judge(latents, num_images, extractor, device)
+judge_of = functools.lru_cache(maxsize=1)(prepare_judge)
 
 
 def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) -> None:
@@ -218,7 +216,7 @@ def make_run(comparison: Comparison, variant: Mapping[str, Any], device: str) ->
     name, folder, sampling = comparison.name(variant), comparison.data(variant), comparison.sampling
     run = comparison.out / "runs" / name
     train(comparison.config(variant), folder, run, device=device)
-    judge = judge_of(comparison.latents, sampling.num_images, comparison.extractor, device)
+    judge = judge_of(comparison.latents, sampling.num_images, comparison.extractor)
     picture = comparison.out / f"samples-{name}.png"
     settings = comparison.settings(variant)
     generator = load(run, sampling.weights, device)
@@ -274,7 +272,7 @@ def conclude(comparison: Comparison, kind: str, title: str, device: str) -> None
     """Write the outcome of the runs, all of which have their record."""
     latents, out, sampling = comparison.latents, comparison.out, comparison.sampling
     data = open_latents(latents)
-    judge = judge_of(latents, sampling.num_images, comparison.extractor, device)
+    judge = judge_of(latents, sampling.num_images, comparison.extractor)
     runs = [records.read(record_path(comparison, variant)) for variant in comparison.variants]
     factors = comparison.factors
     shared = {name: value for name, value in dataclasses.asdict(comparison.base).items() if name not in factors}
@@ -302,12 +300,20 @@ def conclude(comparison: Comparison, kind: str, title: str, device: str) -> None
         parts=(
             *columns,
             judge.real_part,
-            judge.ceiling_part,
+            *ceilings(comparison, judge, device),
             *(section for section in sections if section.parts),
             *geometries,
         ),
     )
     records.write(record, out / "record.json")
+
+
+def ceilings(comparison: Comparison, judge: Judge, device: str) -> list[Record]:
+    """Measure what each of the runs' latents leaves of the held-out images."""
+    found = [judge.ceiling(folder, device) for folder in dict.fromkeys(map(comparison.data, comparison.variants))]
+    if len(found) == 1:
+        return found
+    return [dataclasses.replace(part, name=f"{part.name}, {part.settings['latents']}") for part in found]
 
 
 def tokens_of(comparison: Comparison) -> dict[tuple[Path, int], str]:

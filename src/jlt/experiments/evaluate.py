@@ -41,7 +41,7 @@ class Judge:
 
     `held_out` are the held-out images as the extractor sees them, `real` as many real training images as are sampled,
     `classifier` one of real images, if they are of several classes; `real_values` are those of `real` (for class
-    agreement: of the held-out images), `ceiling` those of the held-out images, encoded and decoded.
+    agreement: of the held-out images).
     """
 
     extractor: Extractor
@@ -51,7 +51,6 @@ class Judge:
     classifier: Classifier | None
     real: Reference
     real_values: Mapping[str, Value]
-    ceiling: Mapping[str, Value]
 
     def see(self, samples: Samples, name: str) -> Reference:
         """Return generated images as the extractor sees them."""
@@ -67,10 +66,15 @@ class Judge:
         """The values of real images as a part of a record."""
         return Record("reference", "real against real", self.real_values, {})
 
-    @property
-    def ceiling_part(self) -> Record:
-        """What the representation leaves of held-out images: no model of its latents can do better."""
-        return Record("reference", f"{len(self.images)} held-out images, encoded and decoded", self.ceiling, {})
+    def ceiling(self, latents: Path, device: str = "cpu") -> Record:
+        """Measure what latents leave of the held-out images, decoded on `device`: no model of them can do better."""
+        decoded = torch.cat(list(decode(latents, "held-out", cut(0, len(self.images), BATCH_SIZE), device)))
+        fidelity = Fidelity()
+        fidelity.update(self.images, decoded)
+        seen = reference(decoded, self.extractor, f"images encoded and decoded, {latents.name}")
+        values = between(seen, self.held_out, self.extractor) | agreement(self.classifier, decoded, self.labels)
+        name = f"{len(self.images)} held-out images, encoded and decoded"
+        return Record("reference", name, values | fidelity.values(), {"latents": latents.name})
 
     def settings(self) -> dict[str, Any]:
         """Return what a record states about the measurement."""
@@ -85,21 +89,14 @@ class Judge:
         }
 
 
-def prepare_judge(latents: Path, num_images: int, extractor: str, device: str = "cpu") -> Judge:
-    """Return the judge of runs trained on these latents, whose source's held-out images are the reference.
-
-    Held-out latents are decoded on `device`.
-    """
+def prepare_judge(latents: Path, num_images: int, extractor: str) -> Judge:
+    """Return the judge of runs trained on these latents, whose source's held-out images are the reference."""
     features = open_extractor(extractor)
     (training, classes), (held_out, labels) = (stack_images(real_images(latents, s)) for s in ("train", "held-out"))
     against = reference(held_out, features, f"{len(held_out)} held-out images", labels=labels)
     drawn = draw(len(training), num_images)
     real = reference(training[drawn], features, "real against real", labels=classes[drawn])
     classifier = fit_classifier(training, classes) if len(classes.unique()) > 1 else None
-    decoded = torch.cat(list(decode(latents, "held-out", cut(0, len(held_out), BATCH_SIZE), device)))
-    fidelity = Fidelity()
-    fidelity.update(held_out, decoded)
-    ceiling = between(reference(decoded, features, "images encoded and decoded"), against, features)
     return Judge(
         extractor=features,
         held_out=against,
@@ -108,7 +105,6 @@ def prepare_judge(latents: Path, num_images: int, extractor: str, device: str = 
         classifier=classifier,
         real=real,
         real_values=between(real, against, features) | agreement(classifier, held_out, labels),
-        ceiling=ceiling | agreement(classifier, decoded, labels) | fidelity.values(),
     )
 
 
@@ -146,7 +142,7 @@ def evaluate(
     check_fit(generator.header, data)
     generator.check(balanced_labels(sampling.num_images, data.num_classes), sampling.making(data.num_classes, device))
     samplings = by_seed(sampling, seeds, out)
-    judge = prepare_judge(latents, sampling.num_images, extractor, device)
+    judge = prepare_judge(latents, sampling.num_images, extractor)
     measured = [
         measure(generator, data, each, judge, {}, folder.with_suffix(".png"), folder) for each, folder in samplings
     ]
@@ -159,7 +155,7 @@ def evaluate(
     return write_record(
         out,
         part,
-        beside=[real, judge.ceiling_part],
+        beside=[real, judge.ceiling(latents, device)],
         settings=stated(first.samples.settings, data.num_classes, seeds) | judge.settings(),
         fingerprints=judge.fingerprints(data),
         pictures={
