@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from jlt.flow import TARGETS, TimeDensity, geometry, interpolate, loss, target
-from jlt.flow.capacity import choose, fates, forecast, loss_weight, quadrature, recommend
+from jlt.flow.capacity import fates, forecast, loss_weight, quadrature, recommend
 from jlt.flow.targets import residual
 
 SPECTRUM = torch.tensor([6.0, 2.5, 1.2, 0.5, 0.1, 0.02], dtype=torch.float64)
@@ -196,17 +196,29 @@ def test_a_higher_rank_never_raises_the_training_loss(spectrum, name, space):
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(losses))
 
 
-def test_whitened_latents_favour_velocity_and_steep_ones_clean_prediction():
-    assert recommend(torch.ones(64), 32)[0] == "v"
-    steep = torch.logspace(1, -4, 64)
-    name, reason = recommend(steep, 16)
+def test_clean_prediction_is_recommended_for_white_latents_too_since_they_need_not_be_gaussian():
+    assert recommend(torch.ones(64), 32) == (
+        "x",
+        "x: a denoiser of rank 32 for 64 directions is forecast to make samples at a squared distance of 0.482 to 0.5 "
+        "for x, 0 to 1 for v, in units of the data's variance; the first for Gaussian data, the second at most",
+    )
+    name, reason = recommend(torch.logspace(1, -4, 64), 16)
     assert name == "x"
     assert "rank 16 for 64 directions" in reason
 
 
-def test_targets_that_forecast_equal_samples_leave_the_first_named():
-    assert recommend(torch.ones(8), 8, names=("x", "v"))[0] == "x"
-    assert recommend(torch.ones(8), 8, names=("v", "x"))[0] == "v"
+@settings(max_examples=20)
+@given(spectra, st.sampled_from(["x", "v"]), st.data())
+def test_a_recommendation_is_the_least_upper_bound(spectrum, space, data):
+    names, rank = ("v", "k=0..1", "k=0.5"), data.draw(st.integers(0, len(spectrum)))
+    bounds = {name: forecast(fates(spectrum, target(name), TARGETS[space], MANY), rank).at_most for name in names}
+    near = [name for name in names if bounds[name] <= min(bounds.values()) + 0.01 * spectrum.sum().item()]
+    assert recommend(spectrum, rank, names, space)[0] == near[0]
+
+
+def test_targets_with_equal_bounds_leave_the_first_named():
+    for names in (("x", "k=0"), ("k=0", "x")):
+        assert recommend(torch.ones(8), 4, names)[0] == names[0]
 
 
 @settings(max_examples=30)
@@ -263,22 +275,3 @@ def test_a_target_whose_skip_is_the_optimal_linear_denoiser_needs_no_rank_on_gau
     torch.testing.assert_close(nothing.variance, SPECTRUM, rtol=1e-3, atol=0)  # midpoints where t nears 1
     assert directions.score.max() < 1e-20
     assert nothing.x_error == pytest.approx(forecast(directions, 6).x_error)
-
-
-@settings(max_examples=20)
-@given(spectra, st.integers(1, 20), st.sampled_from(["x", "v"]))
-def test_auto_takes_v_only_where_error_and_samples_prefer_it_at_every_rank_of_the_network(spectrum, width, space):
-    ranks = [width] if width < len(spectrum) else range(1, len(spectrum))
-    both = [fates(spectrum, TARGETS[name], TARGETS[space], MANY) for name in ("x", "v")]
-    x, v = ([forecast(each, rank) for rank in ranks] for each in both)
-    ahead = all(b.frechet < a.frechet and b.x_error < a.x_error for a, b in zip(x, v, strict=True))
-    assert choose(spectrum, width, space)[0] == ("v" if ahead else "x")
-
-
-def test_auto_takes_v_for_white_latents_and_x_for_steep_ones_and_where_error_and_samples_disagree():
-    assert choose(torch.ones(64), 96)[0] == "v"
-    assert choose(torch.logspace(1, -4, 64), 96)[0] == "x"
-    name, reason = choose(torch.tensor([4.6] * 13 + [0.44] * 115), 768)  # near the published figures of FLUX.2
-    assert name == "x"
-    assert reason.startswith("x: width 768 for 128 numbers a token; of 127 ranks, v is forecast ahead of x by error at")
-    assert choose(torch.ones(1), 8)[0] == "x"  # between 0 and 1 there is no rank

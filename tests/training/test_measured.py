@@ -91,9 +91,11 @@ def test_auto_is_the_rule_on_the_covariance_of_tokens(latents: Path, size: str, 
     data = open_latents(latents)
     covariance = token_moments(data, patch_size)[1]
     width = int(size.split("x")[1])
-    expected = capacity.choose(torch.linalg.eigvalsh(covariance), width)
+    numbers = 4 * patch_size**2
+    rank = width if width < numbers else numbers // 2
+    expected = capacity.recommend(torch.linalg.eigvalsh(covariance), rank)
     assert settle(config, data) == expected
-    assert f"width {width} for {4 * patch_size**2} numbers" in expected[1]
+    assert f"rank {rank} for {numbers} directions" in expected[1]
 
 
 def test_a_run_of_auto_is_the_run_of_what_it_chose_and_says_why(

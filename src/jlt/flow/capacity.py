@@ -182,49 +182,19 @@ def recommend(
     times: TimeDensity = TimeDensity(),  # noqa: B008
     floor: float = 0.05,
 ) -> tuple[str, str]:
-    """Return the target whose samples are forecast nearest to the data, and a sentence that says why.
+    """Return the target whose samples are forecast nearest to data of any shape, and a sentence that says why.
 
-    Of targets within 1 % of the nearest, relative to the trace, the first named counts. Nothing but the spectrum and
-    the rank goes into it.
+    It goes by the upper bound of (5). Of targets within 1 % of the nearest, relative to the trace, the first named
+    counts.
     """
     trace, t = eigenvalues.double().sum().item(), quadrature(times)
-    distances = {
-        name: forecast(fates(eigenvalues, target(name), target(space), t, floor), rank).frechet for name in names
-    }
-    nearest = min(distances.values())
-    best = next(name for name, distance in distances.items() if distance <= nearest + 0.01 * trace)
-    told = ", ".join(f"{distance / trace:.3g} for {name}" for name, distance in distances.items())
+    found = {name: forecast(fates(eigenvalues, target(name), target(space), t, floor), rank) for name in names}
+    nearest = min(each.at_most for each in found.values())
+    best = next(name for name, each in found.items() if each.at_most <= nearest + 0.01 * trace)
+    told = ", ".join(f"{e.frechet / trace:.3g} to {e.at_most / trace:.3g} for {name}" for name, e in found.items())
     return best, (
-        f"{best}: a denoiser of rank {rank} for {len(eigenvalues)} directions is forecast to make samples at a Frechet "
-        f"distance of {told}, in units of the data's variance"
-    )
-
-
-def choose(
-    eigenvalues: Float[Tensor, " d"],
-    width: int,
-    space: str = "v",
-    times: TimeDensity = TimeDensity(),  # noqa: B008
-    floor: float = 0.05,
-) -> tuple[str, str]:
-    """Return x or v for a network of some width, and a sentence that says why: the rule of `--target auto`.
-
-    v, if the forecast prefers it to x by both its judgements, the error of x and the samples, at every rank that the
-    network may stand for: its width, where (1) bounds anything, and else all from 1 to d - 1. In every other case x.
-    """
-    dimension, t = len(eigenvalues), quadrature(times)
-    ranks = [width] if width < dimension else range(1, dimension)
-    x, v = (
-        [forecast(directions, rank) for rank in ranks]
-        for directions in (fates(eigenvalues, target(name), target(space), t, floor) for name in ("x", "v"))
-    )
-    by_error = sum(one.x_error < other.x_error for one, other in zip(v, x, strict=True))
-    by_samples = sum(one.frechet < other.frechet for one, other in zip(v, x, strict=True))
-    best = "v" if ranks and by_error == by_samples == len(ranks) else "x"
-    where = f"the rank {width}" if width < dimension else f"{len(ranks)} ranks"
-    return best, (
-        f"{best}: width {width} for {dimension} numbers a token; of {where}, v is forecast ahead of x by error at "
-        f"{by_error} and by samples at {by_samples}, and v wants all"
+        f"{best}: a denoiser of rank {rank} for {len(eigenvalues)} directions is forecast to make samples at a squared "
+        f"distance of {told}, in units of the data's variance; the first for Gaussian data, the second at most"
     )
 
 

@@ -30,7 +30,7 @@ class TrainConfig:
 
     Attributes:
         target: what the network predicts: x, eps, v, k=K for x - K eps, k=K0..K1 for a k that changes with t,
-            residual=VARIANCE; measured when a training begins, residual=channels, and auto, which is x or v.
+            residual=VARIANCE; measured when a training begins, residual=channels, and auto, which forecasts x and v.
         loss_space: the space in which the prediction is scored: any target but auto.
         loss_weight: weight of the loss over t, see docs/targets.md: constant, min-snr-5, soft-min-snr-5, sigmoid, edm,
             p2 or cosmap.

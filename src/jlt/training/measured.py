@@ -20,11 +20,15 @@ IMAGES = 10_000
 
 
 def by_forecast(config: TrainConfig, latents: Latents) -> tuple[str, str]:
-    """Return the target that jlt.flow.capacity.choose takes for this network and the covariance of tokens."""
+    """Return the target that jlt.flow.capacity.recommend takes for the covariance of tokens, and why.
+
+    The rank is the network's width, or half of a token's numbers if those are no more than its width.
+    """
     _, covariance, _ = token_moments(Sample(latents, IMAGES), config.patch_size)
     width = config.model(latents.shape, latents.num_classes).hidden_size
     eigenvalues = spectrum(covariance) / config.noise_scale**2
-    return capacity.choose(eigenvalues, width, config.loss_space, config.times, config.floor)
+    rank = width if width < len(eigenvalues) else len(eigenvalues) // 2
+    return capacity.recommend(eigenvalues, rank, ("x", "v"), config.loss_space, config.times, config.floor)
 
 
 def by_channel(config: TrainConfig, latents: Latents) -> tuple[str, str]:
