@@ -119,7 +119,8 @@ def measured(record: Record, rows: Sequence[Row], row: Row) -> list[str]:
 
 def ceiling(record: Record, row: Row) -> str:
     """Return the distance of held-out images that the row's latents were decoded to."""
-    (part,) = [part for part in record.parts if part.settings == {"latents": row.latents}]
+    references = (part for part in record.parts if part.kind == "reference")
+    (part,) = [part for part in references if part.settings == {"latents": row.latents}]
     return str(part.values[distance_name(part)])
 
 

@@ -205,6 +205,8 @@ def test_clean_prediction_is_recommended_for_white_latents_too_since_they_need_n
     name, reason = recommend(torch.logspace(1, -4, 64), 16)
     assert name == "x"
     assert "rank 16 for 64 directions" in reason
+    assert recommend(torch.tensor([4.6] * 13 + [0.44] * 115), 64)[0] == "x"  # near the published figures of FLUX.2
+    assert recommend(torch.ones(1), 0)[0] == "x"
 
 
 @settings(max_examples=20)
@@ -219,6 +221,8 @@ def test_a_recommendation_is_the_least_upper_bound(spectrum, space, data):
 def test_targets_with_equal_bounds_leave_the_first_named():
     for names in (("x", "k=0"), ("k=0", "x")):
         assert recommend(torch.ones(8), 4, names)[0] == names[0]
+    assert recommend(torch.ones(8), 8, names=("x", "v"))[0] == "x"
+    assert recommend(torch.ones(8), 8, names=("v", "x"))[0] == "v"
 
 
 @settings(max_examples=30)
