@@ -3,9 +3,10 @@
     python benchmarks/ablation.py forecast fm     # docs/records/ablation-forecast.json, from the latents in fm
     python benchmarks/ablation.py tables          # docs/ablation.md, docs/ablation/fd.png, from docs/records
 
-The page's commands make the records; docs/records/ablation-STUDY.json is a comparison's record.json. A study without
-one has its cells marked. A forecast is the Frechet distance of samples, and what it is at most for data of any shape,
-in units of the data's variance, of a denoiser that keeps half of a token's directions (jlt.flow.capacity), with the
+The page's commands make the records; docs/records/ablation-OUT.json is the record.json of the comparison fm/OUT. A row
+is looked for in all of them, so the runs of one comparison can stand in several tables; rows that are in none have
+their cells marked. A forecast is the Frechet distance of samples, and what it is at most for data of any shape, in
+units of the data's variance, of a denoiser that keeps half of a token's directions (jlt.flow.capacity), with the
 velocity loss and the paper's times; beside it, of how many ranks below the full one x is forecast before v by the
 first. Where latents differ, a column has the distance of held-out images decoded from them. A difference is that of
 paired seeds with its 95 % interval, from the first row of the same latents, size and patch size.
@@ -13,10 +14,9 @@ paired seeds with its 95 % interval, from the first row of the same latents, siz
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jlt import files
 from jlt.data import open_latents
@@ -28,48 +28,58 @@ from jlt.experiments.capacity import measure_capacity
 from jlt.experiments.compare import over_seeds, paired_differences
 
 DOCS = Path(__file__).parents[1] / "docs"
+BASE = "kept-32"  # the latents that every comparison of the page is given, which its record does not name
 NOT_RUN = "*not run yet*"
 DECODED = "FD of real images decoded"  # a column where latents differ
-WHAT = ("target", "loss_space")  # rows that differ in these alone are compared with each other
 HEAD = ("FD (EfficientNet-Lite0)", "class agreement", "FD minus the first's", "forecast", "ranks")
 PAPERS = "paper, FID"  # a column where the paper has a figure
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: the settings of a comparison's runs, the latents and patch size, the paper's figure."""
+    """A line of a table: the settings of its runs, which differ in the seed alone."""
 
-    settings: Mapping[str, Any]
-    latents: str = "kept-32"
+    target: str
+    loss_space: str = "v"
+    size: str = "4x128x4"
+    latents: str = BASE
     patch_size: int = 1
-    paper: str = ""
+
+    def pair(self) -> tuple[str, str, int]:
+        """What rows have in common that are compared with each other."""
+        return self.size, self.latents, self.patch_size
 
 
-LOSSES = (("x", "v"), ("x", "x"), ("v", "v"), ("eps", "v"))
-PAPER = {1: ("2.84", "2.38", "6.56", ""), 2: ("14.81", "12.78", "28.71", "")}
+@dataclass(frozen=True)
+class Study:
+    """A table: the settings that it shows, its rows, and the paper's figures for them, if it has any."""
+
+    shown: tuple[str, ...]
+    rows: tuple[Row, ...]
+    paper: tuple[str, ...] = ()
+
+
+def targets_and_losses(patch_size: int, *paper: str) -> Study:
+    pairs = (("x", "v"), ("x", "x"), ("v", "v"), ("eps", "v"))
+    rows = (Row(target, loss_space, patch_size=patch_size) for target, loss_space in pairs)
+    return Study(("target", "loss_space"), tuple(rows), paper)
+
+
 STUDIES = {
-    f"patch-{size}": tuple(
-        Row({"target": target, "loss_space": space}, patch_size=size, paper=paper)
-        for (target, space), paper in zip(LOSSES, PAPER[size], strict=True)
-    )
-    for size in PAPER
-} | {
-    "representations": tuple(
-        Row({"latents": name, "patch_size": size, "target": target}, name, size)
-        for name, size in (("white", 1), ("pixels", 8))
-        for target in "xv"
+    "patch-1": targets_and_losses(1, "2.84", "2.38", "6.56", ""),
+    "patch-2": targets_and_losses(2, "14.81", "12.78", "28.71", ""),
+    "representations": Study(
+        ("latents", "patch_size", "target"),
+        tuple(Row(target, latents=name, patch_size=p) for name, p in (("white", 1), ("pixels", 8)) for target in "xv"),
     ),
-    "widths": tuple(
-        Row({"size": size, "target": target}) for size in ("4x64x2", "4x128x4", "4x256x8") for target in "xv"
+    "widths": Study(
+        ("size", "target"),
+        tuple(Row(target, size=size) for size in ("4x64x2", "4x128x4", "4x256x8") for target in "xv"),
     ),
-    "kept": tuple(
-        Row({"latents": f"kept-{k}", "target": target}, f"kept-{k}") for k in (8, 16, 32, 64) for target in "xv"
+    "kept": Study(
+        ("latents", "target"),
+        tuple(Row(target, latents=f"kept-{k}") for k in (8, 16, 32, 64) for target in "xv"),
     ),
-}
-ALONG: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {  # what the panels of a picture go along
-    "patch size": (("patch-1", "patch-2"), lambda row: row.patch_size),
-    "width": (("widths",), lambda row: int(row.settings["size"].split("x")[1])),
-    "channels kept": (("kept",), lambda row: int(row.latents.removeprefix("kept-"))),
 }
 
 
@@ -86,23 +96,24 @@ def forecast(latents: Path, patch_size: int) -> Record:
     return Record("forecast", f"{latents.name} in patches of {patch_size}", values, settings)
 
 
-def table(rows: Sequence[Row], record: Record | None, forecasts: Record | None) -> str:
+def table(study: Study, found: Sequence[Record], forecasts: Record | None) -> str:
     """Return a study's table in Markdown."""
-    decoded = [DECODED] if "latents" in rows[0].settings else []
-    paper = [PAPERS] if any(row.paper for row in rows) else []
-    head = [*rows[0].settings, *decoded, *HEAD, *paper]
+    decoded = [DECODED] if "latents" in study.shown else []
+    paper = study.paper or ("",) * len(study.rows)
+    head = [*study.shown, *decoded, *HEAD, *([PAPERS] if study.paper else [])]
     lines = [head, ["---"] * len(head)]
-    for row in rows:
-        cells = list(map(str, row.settings.values()))
+    for row, figure in zip(study.rows, paper, strict=True):
+        record = record_of(found, row)
+        cells = [str(getattr(row, name)) for name in study.shown]
         cells += [NOT_RUN if record is None else ceiling(record, row) for _ in decoded]
-        cells += [NOT_RUN] * 3 if record is None else measured(record, rows, row)
-        lines.append([*cells, *forecast_of(forecasts, row), *(row.paper for _ in paper)])
+        cells += [NOT_RUN] * 3 if record is None else measured(record, study, row)
+        lines.append([*cells, *forecast_of(forecasts, row), *([figure] if study.paper else [])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def measured(record: Record, rows: Sequence[Row], row: Row) -> list[str]:
+def measured(record: Record, study: Study, row: Row) -> list[str]:
     """Return a row's distance, class agreement, and paired difference."""
-    first = next(each for each in rows if without(each) == without(row))
+    first = next(each for each in study.rows if each.pair() == row.pair())
     groups = [group_of(record, each) for each in (first, row)]
     column = column_of(record, row)
     name = distance_name(column)
@@ -119,50 +130,65 @@ def measured(record: Record, rows: Sequence[Row], row: Row) -> list[str]:
 
 def ceiling(record: Record, row: Row) -> str:
     """Return the distance of held-out images that the row's latents were decoded to."""
-    references = (part for part in record.parts if part.kind == "reference")
-    (part,) = [part for part in references if part.settings == {"latents": row.latents}]
+    (part,) = [
+        part
+        for part in record.parts
+        if part.name.split(", ")[1:2] == ["encoded and decoded"] and part.settings.get("latents", BASE) == row.latents
+    ]
     return str(part.values[distance_name(part)])
+
+
+def record_of(found: Sequence[Record], row: Row) -> Record | None:
+    """Return the first comparison that has a row's runs."""
+    return next((record for record in found if any(fits(record, part, row) for part in columns(record))), None)
 
 
 def group_of(record: Record, row: Row) -> list[Record]:
     """Return the runs of a row, one a seed."""
-    runs = [run for part in record.parts if part.kind == "runs" for run in part.parts if fits(run, row)]
-    return over_seeds(runs)[0] if runs else [part for part in record.parts if fits(part, row)]
+    runs = [run for part in record.parts if part.kind == "runs" for run in part.parts if fits(record, run, row)]
+    return over_seeds(runs)[0] if runs else [column_of(record, row)]
 
 
 def column_of(record: Record, row: Row) -> Record:
     """Return the mean over the seeds of a row."""
-    (column,) = [part for part in record.parts if part.kind == "evaluate" and fits(part, row)]
+    (column,) = [part for part in columns(record) if fits(record, part, row)]
     return column
+
+
+def columns(record: Record) -> list[Record]:
+    return [part for part in record.parts if part.kind == "evaluate"]
 
 
 def distance_name(column: Record) -> str:
     return next(name for name in column.values if name.startswith("FD"))
 
 
-def fits(part: Record, row: Row) -> bool:
-    return {name: part.settings.get(name) for name in row.settings} == dict(row.settings)
+def fits(record: Record, part: Record, row: Row) -> bool:
+    """Whether the runs of a column are a row's: what they do not declare is what all runs of the record share."""
+    whole = {"latents": BASE, **record.settings, **part.settings}
+    return {name: whole.get(name) for name in asdict(row)} == asdict(row)
 
 
-def without(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.settings.items() if name not in WHAT}
+ALONG: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {  # what the panels of a picture go along
+    "patch size": (("patch-1", "patch-2"), lambda row: row.patch_size),
+    "width": (("widths",), lambda row: int(row.size.split("x")[1])),
+    "channels kept": (("kept",), lambda row: int(row.latents.removeprefix("kept-"))),
+}
 
 
-def curves(found: Mapping[str, Record | None]) -> dict[str, Figure]:
-    """Return a figure of FD along each setting of which all records are there: a line a target."""
+def curves(found: Sequence[Record]) -> dict[str, Figure]:
+    """Return a figure of FD along each setting of which all rows are measured: a line a target."""
     figures = {}
     for label, (studies, place) in ALONG.items():
         lines: dict[str, tuple[list[float], list[float]]] = {}
-        records_of = [(record, STUDIES[study]) for study in studies if (record := found[study])]
-        for record, rows in records_of if len(records_of) == len(studies) else ():
-            for row in rows:
-                column = column_of(record, row)
-                name = row.settings["target"]
-                if (space := row.settings.get("loss_space", "v")) != "v":
-                    name += f", {space}-loss"
-                xs, ys = lines.setdefault(name, ([], []))
-                xs.append(float(place(row)))
-                ys.append(column.values[distance_name(column)].value)
+        rows = [row for study in studies for row in STUDIES[study].rows]
+        measured_in = [(row, record) for row in rows if (record := record_of(found, row))]
+        for row, record in measured_in if len(measured_in) == len(rows) else ():
+            column = column_of(record, row)
+            name = row.target + (f", {row.loss_space}-loss" if row.loss_space != "v" else "")
+            xs, ys = lines.setdefault(name, ([], []))
+            xs.append(float(place(row)))
+            ys.append(column.values[distance_name(column)].value)
         if lines:
             figures[label] = Figure("", label, "FD (EfficientNet-Lite0)", lines, "log", "log")
     return figures
@@ -173,25 +199,25 @@ def forecast_of(forecasts: Record | None, row: Row) -> list[str]:
     wanted = (row.latents, row.patch_size)
     for part in forecasts.parts if forecasts else ():
         if (part.settings["latents"], part.settings["patch_size"]) == wanted:
-            target = row.settings["target"]
-            least, most = (part.values[name].value for name in (target, f"{target}, at most"))
+            least, most = (part.values[name].value for name in (row.target, f"{row.target}, at most"))
             ranks = f"{part.values['ranks with x before v'].value} of {part.settings['directions'] - 1}"
             return [f"{least:.3f} to {most:.3f}" if least < 1000 else "> 1000", ranks]
     return [NOT_RUN] * 2
 
 
-def read(folder: Path) -> dict[str, Record | None]:
-    """Return the records of the studies and of the forecasts in a folder, those that are there."""
-    paths = {name: folder / f"ablation-{name}.json" for name in (*STUDIES, "forecast")}
-    return {name: records.read(path) if path.is_file() else None for name, path in paths.items()}
+def read(folder: Path) -> tuple[list[Record], Record | None]:
+    """Return the records of the comparisons in a folder, and that of the forecasts, if it is there."""
+    found = [records.read(path) for path in sorted(folder.glob("ablation-*.json"))]
+    forecasts = next((record for record in found if record.kind == "forecasts"), None)
+    return [record for record in found if record is not forecasts], forecasts
 
 
-def filled(page: str, found: Mapping[str, Record | None]) -> str:
+def filled(page: str, found: Sequence[Record], forecasts: Record | None) -> str:
     """Return the page with every table made anew from the records."""
 
     def block(match: re.Match[str]) -> str:
-        rows = files.choose("study", match[1], STUDIES)
-        return f"<!-- table {match[1]} -->\n{table(rows, found[match[1]], found['forecast'])}\n<!-- end -->"
+        study = files.choose("study", match[1], STUDIES)
+        return f"<!-- table {match[1]} -->\n{table(study, found, forecasts)}\n<!-- end -->"
 
     return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
@@ -203,13 +229,13 @@ def main() -> None:
     parser.add_argument("latents", type=Path, nargs="?", default=Path("fm"))
     options = parser.parse_args()
     if options.what == "forecast":
-        pairs = dict.fromkeys((row.latents, row.patch_size) for rows in STUDIES.values() for row in rows)
+        pairs = dict.fromkeys((row.latents, row.patch_size) for study in STUDIES.values() for row in study.rows)
         command = f"python benchmarks/ablation.py forecast {options.latents.name}"
         parts = tuple(replace(forecast(options.latents / name, size), command=command) for name, size in pairs)
         record = Record("forecasts", "Forecasts of the ablation", {}, {}, parts=parts, command=command)
         records.write(record, DOCS / "records" / "ablation-forecast.json")
-    page, found = DOCS / "ablation.md", read(DOCS / "records")
-    files.write_bytes(page, filled(page.read_text(), found).encode())
+    page, (found, forecasts) = DOCS / "ablation.md", read(DOCS / "records")
+    files.write_bytes(page, filled(page.read_text(), found, forecasts).encode())
     plots.save(DOCS / "ablation" / "fd.png", plots.panels(list(curves(found).values())))
 
 

@@ -1,5 +1,8 @@
 """The page of the ablation says what the records say."""
 
+import collections
+import dataclasses
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -22,20 +25,26 @@ def ablation() -> dict[str, Any]:
 
 def test_the_tables_of_the_page_are_those_of_the_records(ablation: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "ablation.md").read_text()
-    assert ablation["filled"](page, ablation["read"](ROOT / "docs" / "records")) == page
+    assert ablation["filled"](page, *ablation["read"](ROOT / "docs" / "records")) == page
     assert all(f"<!-- table {study} -->" in page for study in ablation["STUDIES"])
 
 
-def test_the_commands_of_the_page_make_the_rows_of_its_tables(ablation: dict[str, Any]) -> None:
+def test_the_commands_of_the_page_make_the_rows_of_its_tables_and_no_others(ablation: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "ablation.md").read_text().replace("\\\n", " ")
-    for study, rows in ablation["STUDIES"].items():
-        command = next(line for line in page.splitlines() if f" fm/{study} " in line)
-        vary = command.split("--vary ")[1].split(" --")[0].split()
-        runs = [{**run, "latents": Path(run.get("latents", "")).name} for run in variants(vary)]
-        for row in rows:
-            assert sum(row.settings.items() <= run.items() for run in runs) == 3, (study, row)  # seeds
-        assert len(runs) == 3 * len(rows)
-        assert all(hasattr(PRESETS["fashion"].config, name) for name in {*rows[0].settings} - {"latents"})
+    Row, seeds = ablation["Row"], collections.Counter[Any]()
+    for command in (line for line in page.splitlines() if line.startswith("jlt compare fashion fm/kept-32 ")):
+        base = dict(re.findall(r"--base\.(\S+) (\S+)", command))
+        shared = {
+            "loss_space": PRESETS["fashion"].config.loss_space,
+            **{k.replace("-", "_"): v for k, v in base.items()},
+        }
+        for run in variants(command.split("--vary ")[1].split(" --")[0].split()):
+            settings = {**shared, **run, "latents": Path(run.get("latents", "kept-32")).name}
+            seed, patch_size = settings.pop("seed"), int(settings.pop("patch_size", 1))
+            seeds[Row(**settings, patch_size=patch_size)] += seed in (0, 1, 2)
+    assert seeds == {row: 3 for study in ablation["STUDIES"].values() for row in study.rows}
+    config = PRESETS["fashion"].config
+    assert (config.size, config.patch_size) == (Row("x").size, Row("x").patch_size)
 
 
 def test_a_comparison_fills_its_table_with_means_and_paired_differences(
@@ -67,8 +76,11 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     vary = ["--vary", "target+loss_space=x+v,x+x,v+v,eps+v", "seed=0,1"]
     assert main(["compare", "fashion", str(latents), str(out), *tiny, *sampling, *vary]) == 0
     record = records.read(out / "record.json")
+    assert ablation["record_of"]([record], ablation["Row"]("x")) is None  # of another size
+    record = dataclasses.replace(record, settings={**record.settings, "size": "4x128x4"})
+    study = ablation["STUDIES"]["patch-1"]
     forecasts = records.Record("forecasts", "", {}, {}, parts=(ablation["forecast"](latents, 1),))
-    *_, x, x_own, v, eps = ablation["table"](ablation["STUDIES"]["patch-1"], record, forecasts).splitlines()
+    *_, x, x_own, v, eps = ablation["table"](study, [record], forecasts).splitlines()
     columns = [part for part in record.parts if part.kind == "evaluate"]
     for line, column in zip((x, x_own, v, eps), columns, strict=True):
         assert f" {column.values['FD (pixels 8 x 8)']} |" in line
@@ -80,14 +92,12 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     assert f" {difference:.3g} (" in v
     least, most = (forecasts.parts[0].values[name].value for name in ("v", "v, at most"))
     assert f" {least:.3f} to {most:.3f} |" in v
-    row = ablation["Row"]({}, "kept-32")
     decoded = next(part for part in record.parts if part.name == "20 held-out images, encoded and decoded")
-    assert ablation["ceiling"](record, row) == str(decoded.values["FD (pixels 8 x 8)"])
-    missing = ablation["table"](ablation["STUDIES"]["patch-1"], None, None)
-    assert missing.count(ablation["NOT_RUN"]) == 4 * 5
-    found = dict.fromkeys(ablation["STUDIES"]) | {"patch-1": record}
-    assert ablation["curves"](found) == {}  # a curve along patch sizes needs both
-    (figure,) = ablation["curves"](found | {"patch-2": record}).values()
+    assert ablation["ceiling"](record, ablation["Row"]("v")) == str(decoded.values["FD (pixels 8 x 8)"])
+    assert ablation["table"](study, [], None).count(ablation["NOT_RUN"]) == 4 * 5
+    assert ablation["curves"]([record]) == {}  # a curve along patch sizes needs both
+    other = dataclasses.replace(record, settings={**record.settings, "patch_size": 2})
+    (figure,) = ablation["curves"]([record, other]).values()
     distances = [column.values["FD (pixels 8 x 8)"].value for column in columns]
     assert list(figure.lines) == ["x", "x, x-loss", "v", "eps"]
     assert list(figure.lines.values()) == [([1, 2], [distance] * 2) for distance in distances]
