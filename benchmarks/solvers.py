@@ -212,8 +212,10 @@ def screen(study: Study, name: str, target: str, budgets: tuple[int, ...], scale
     labels = balanced_labels(count, generator.model.config.num_classes)
 
     def ends(way: Way, steps: int) -> Tensor:
-        how = {"solver": way.solver, "grid": way.grid, "floor": way.floor, "steps": steps}
-        return generator.sample(labels, scale=scale, batch_size=256, progress=False, **how).latents
+        return generator.sample(
+            labels, scale=scale, batch_size=256, progress=False,
+            solver=way.solver, grid=way.grid, floor=way.floor, steps=steps,
+        ).latents  # fmt: skip
 
     key = {"kind": "screen", "data": name, "target": target, "scale": scale, "images": count}
     missing = [

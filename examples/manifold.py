@@ -76,7 +76,7 @@ def forecast(target: Target, dimension: int, width: int = 256) -> float:
 def main(out: Path, steps: int = 800, seed: int = 0, count: int = 1000) -> dict[str, list[float]]:
     """Train, print the table, draw the picture; return each target's distances, one a D."""
     figure = Figure((2.2 * len(DIMENSIONS), 2.2 * len(NAMES)), layout="constrained")
-    axes, found = figure.subplots(len(NAMES), len(DIMENSIONS)), {}
+    axes, found = figure.subplots(len(NAMES), len(DIMENSIONS)), dict[str, list[float]]()
     print("mean distance from the spiral", *(f"D = {dimension:<4}" for dimension in DIMENSIONS), sep="\t")
     for row, name in zip(axes, NAMES, strict=True):
         found[name] = []

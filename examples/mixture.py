@@ -55,6 +55,11 @@ def sliced(a: Tensor, b: Tensor, directions: int = 100) -> float:
     return ((a @ along).sort(0).values - (b @ along).sort(0).values).square().mean().sqrt().item()
 
 
+def learnt(model: nn.Module, target: Target) -> Field:
+    """Return the field that a network gives."""
+    return Field(lambda z, t, label: predict(model, z, torch.full((len(z),), t)), target)
+
+
 def exact(z: Tensor, t: float) -> Prediction:
     """Return the field that a perfect network would give."""
     x, eps = RING.expected(z, t)
@@ -70,7 +75,7 @@ def main(out: Path, steps: int = 2000, seed: int = 0, count: int = 20_000) -> di
     for name in ("x", "v", "eps"):
         with torch.enable_grad():
             model = train(TARGETS[name], steps, seed)
-        field = Field(lambda z, t, label, model=model: predict(model, z, torch.full((len(z),), t)), TARGETS[name])
+        field = learnt(model, TARGETS[name])
         points[name] = heun(field, noise, GRID)
         mixed = [(t, interpolate(fresh, noise, t)) for t in shown]
         found[name] = [(field(z, t).x - exact(z, t).x).square().mean().item() for t, z in mixed]
