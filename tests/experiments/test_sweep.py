@@ -1,6 +1,7 @@
 """The sweep: points once each, in any order and from any process, and the best scored with other seeds."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,11 @@ def test_held_out_images_are_the_reference_where_none_is_given(
     assert record.parts[1].name == "10 held-out images, encoded and decoded"
     assert record.parts[1].values["FD (pixels 8 x 8)"].value < record.parts[0].values["FD (pixels 8 x 8)"].value
     assert [part.kind for part in record.parts if part.parts] == ["by class", "points"]
+    moved = shutil.copytree(made / "latents", tmp_path / "elsewhere")
+    made_before = {path: path.stat().st_mtime_ns for path in (tmp_path / "points").iterdir()}
+    arguments[2] = str(moved)  # the same images in another place: the points stay
+    assert main([*arguments, "--scale", "1", "2", "--interval", "0", "1", "--steps", "2", "--by", "KD"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "points").iterdir()} == made_before
 
 
 def test_a_heat_map_shows_the_best_over_the_factors_that_it_does_not_show() -> None:

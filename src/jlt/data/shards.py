@@ -89,6 +89,11 @@ class Manifest:
     dtype: str = "float16"
     format_version: int = FORMAT_VERSION
 
+    @property
+    def images(self) -> str:
+        """What identifies the split's images, however they are encoded."""
+        return f"{self.source['source_fingerprint']} {self.source['images']}"
+
     def write(self, folder: Path) -> None:
         files.write_json(folder / MANIFEST, dataclasses.asdict(self))
 

@@ -174,8 +174,9 @@ def check(comparison: Comparison) -> None:
         raise ValueError(f"{names.count(twice[0])} runs are {twice[0]}, each combination of settings is one run")
     seen: dict[str, Path] = {}
     for folder in dict.fromkeys([comparison.latents, *map(comparison.data, comparison.variants)]):
-        sources = [open_latents(folder, split).manifest.source for split in ("train", "held-out")]
-        seen.setdefault("-".join(f"{source['source_fingerprint']} {source['images']}" for source in sources), folder)
+        seen.setdefault(
+            "-".join(open_latents(folder, split).manifest.images for split in ("train", "held-out")), folder
+        )
     if len(seen) > 1:
         first, second, *_ = seen.values()
         raise ValueError(f"{first} and {second} hold latents of different images, a comparison takes the same ones")

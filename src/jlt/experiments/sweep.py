@@ -149,18 +149,17 @@ def sweep(
             check_points(run, list(todo.values()), sampling, where)
             if latents is not None:
                 check_fit(opened.header, open_latents(latents))
-            against = reference or out / "reference.npz"
+            against, held_out = reference or out / "reference.npz", None if reference else latents
             shared = {name: getattr(sampling, name) for name in SHARED} | {
                 "guide": None if sampling.guide is None else str(sampling.guide),
                 "checkpoint": files.fingerprint(opened.header["files"]),
                 "extractor": network.fingerprint,
-                "reference": str(latents) if reference is None else files.sha256(reference),
+                "reference": open_latents(held_out, "held-out").manifest.images if held_out else files.sha256(against),
             }
             files.claim(out, "sweep.json", shared, "points", free=("batch_size",))
-            if reference is None and not against.is_file():
-                assert latents is not None
-                held_out = of_source(real_images(latents, "held-out"), sampling.batch_size)
-                write_reference(held_out, against, network, where, Processes())
+            if held_out and not against.is_file():
+                images = of_source(real_images(held_out, "held-out"), sampling.batch_size)
+                write_reference(images, against, network, where, Processes())
             return against
 
         processes.first(begin)
