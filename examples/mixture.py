@@ -68,10 +68,10 @@ def exact(z: Tensor, t: float) -> Prediction:
 
 @torch.no_grad()
 def main(out: Path, steps: int = 2000, seed: int = 0, count: int = 20_000) -> dict[str, list[float]]:
-    """Train, print the table, draw the picture; return each target's errors of x over time, then its distance."""
+    """Train, print the table, draw the picture; return each line's errors of x over time, then its distance."""
     generator, shown = torch.Generator().manual_seed(100 + seed), [k / 10 for k in range(1, 10)]
     noise, fresh, other = torch.randn(count, 2, generator=generator), *(RING.draw(count, generator) for _ in "ab")
-    points, found = {"fresh draws": other, "exact field": heun(exact, noise, GRID)}, {}
+    points, found = {"fresh draws": other, "exact field": heun(exact, noise, GRID)}, dict[str, list[float]]()
     for name in ("x", "v", "eps"):
         with torch.enable_grad():
             model = train(TARGETS[name], steps, seed)
@@ -83,13 +83,13 @@ def main(out: Path, steps: int = 2000, seed: int = 0, count: int = 20_000) -> di
     error, *axes = figure.subplots(1, len(points) + 1)
     print("squared distance from E[x | z] at t =", *shown, "sliced distance", sep="\t")
     for axis, (name, samples) in zip(axes, points.items(), strict=True):
-        distance = sliced(samples, fresh)
-        print(f"{name:<36}", *(f"{e:.4f}" for e in found.get(name, [0.0] * 9)), f"{distance:.4f}", sep="\t")
+        errors, distance = found.get(name, [0.0] * len(shown)), sliced(samples, fresh)
+        print(f"{name:<36}", *(f"{e:.4f}" for e in errors), f"{distance:.4f}", sep="\t")
         axis.scatter(*samples.T, s=1)
         axis.set(title=f"{name}: {distance:.3f}", aspect="equal", xlim=(-2, 2), ylim=(-2, 2), xticks=[], yticks=[])
         if name in found:
-            error.plot(shown, found[name], label=name)
-            found[name].append(distance)
+            error.plot(shown, errors, label=name)
+        found[name] = [*errors, distance]
     error.set(title="squared distance from E[x | z]", xlabel="t", yscale="log")
     error.legend()
     figure.savefig(out, dpi=100)
