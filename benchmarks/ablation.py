@@ -105,7 +105,7 @@ def table(study: Study, found: Sequence[Record], forecasts: Record | None) -> st
     for row, figure in zip(study.rows, paper, strict=True):
         record = record_of(found, row)
         cells = [str(getattr(row, name)) for name in study.shown]
-        cells += [NOT_RUN if record is None else ceiling(record, row) for _ in decoded]
+        cells += [NOT_RUN if record is None else str(ceiling(record, row)) for _ in decoded]
         cells += [NOT_RUN] * 3 if record is None else measured(record, study, row)
         lines.append([*cells, *forecast_of(forecasts, row), *([figure] if study.paper else [])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -128,14 +128,14 @@ def measured(record: Record, study: Study, row: Row) -> list[str]:
     return [*cells, f"{mean:.3g} ({low:.3g} to {high:.3g})"]
 
 
-def ceiling(record: Record, row: Row) -> str:
+def ceiling(record: Record, row: Row) -> Value:
     """Return the distance of held-out images that the row's latents were decoded to."""
     (part,) = [
         part
         for part in record.parts
         if part.name.split(", ")[1:2] == ["encoded and decoded"] and part.settings.get("latents", BASE) == row.latents
     ]
-    return str(part.values[distance_name(part)])
+    return part.values[distance_name(part)]
 
 
 def record_of(found: Sequence[Record], row: Row) -> Record | None:
@@ -177,7 +177,7 @@ ALONG: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {  # what the p
 
 
 def curves(found: Sequence[Record]) -> dict[str, Figure]:
-    """Return a figure of FD along each setting of which all rows are measured: a line a target."""
+    """Return a figure of FD along each setting of which all rows are measured: a line a target, and the ceiling."""
     figures = {}
     for label, (studies, place) in ALONG.items():
         lines: dict[str, tuple[list[float], list[float]]] = {}
@@ -189,8 +189,12 @@ def curves(found: Sequence[Record]) -> dict[str, Figure]:
             xs, ys = lines.setdefault(name, ([], []))
             xs.append(float(place(row)))
             ys.append(column.values[distance_name(column)].value)
+            if row.target == "v" and "latents" in STUDIES[studies[0]].shown:
+                xs, ys = lines.setdefault("real images decoded", ([], []))
+                xs.append(float(place(row)))
+                ys.append(ceiling(record, row).value)
         if lines:
-            figures[label] = Figure("", label, "FD (EfficientNet-Lite0)", lines, "log", "log")
+            figures[label] = Figure("", label, "FD (EfficientNet-Lite0)", lines, "log")
     return figures
 
 

@@ -28,6 +28,17 @@ def test_every_line_of_the_figure_is_drawn_with_its_own_data():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "loss")
 
 
+def test_a_name_looks_the_same_in_every_panel(monkeypatch):
+    drawn, draw = [], plots.draw
+    monkeypatch.setattr(plots, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
+    plots.panels(
+        [Figure("", "step", "loss", LINES), Figure("", "step", "loss", {"eps": ([0], [1]), "DiT": LINES["DiT"]})]
+    )
+    (_, first), (eps, second) = (drawing.axes[0].lines for drawing in drawn)
+    assert (first.get_color(), first.get_linestyle()) == (second.get_color(), second.get_linestyle())
+    assert eps.get_color() not in {line.get_color() for line in drawn[0].axes[0].lines}
+
+
 def test_the_axes_hold_every_point():
     (axes,) = plots.draw(Figure("Loss.", "step", "loss", LINES)).axes
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()

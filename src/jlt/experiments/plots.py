@@ -33,8 +33,11 @@ SCALES = {"linear": "linear", "log": "log"}
 LEAST_TILE = 64  # pixels: smaller images are enlarged by a whole factor
 
 
-def draw(figure: Figure) -> "Drawing":
-    """Draw the lines of a record's figure; on a log scale points at or below 0 are left out."""
+def draw(figure: Figure, styled: Sequence[str] = ()) -> "Drawing":
+    """Draw the lines of a record's figure; on a log scale points at or below 0 are left out.
+
+    Lines take their colours and dashes in the order of `styled`, those that are not in it after them.
+    """
     style = _style()
     from matplotlib.figure import Figure as Drawing
     from matplotlib.lines import Line2D
@@ -48,8 +51,9 @@ def draw(figure: Figure) -> "Drawing":
         drawing = Drawing(figsize=(5.4, 3.5), layout="constrained")
         axes = drawing.add_subplot()
         axes.set(xlabel=figure.x_label, ylabel=figure.y_label, xscale=x_scale, yscale=y_scale)
-        handles = []
-        for k, (x, y) in enumerate(figure.lines.values()):
+        handles, order = [], list(dict.fromkeys([*styled, *figure.lines]))
+        for name, (x, y) in figure.lines.items():
+            k = order.index(name)
             shown = [(a, b) for a, b in zip(x, y, strict=True) if _visible(a, x_scale) and _visible(b, y_scale)]
             line = Line2D([], [], color=PALETTE[k % len(PALETTE)], linestyle=DASHES[k % len(DASHES)])
             line.set_data([a for a, _ in shown], [b for _, b in shown])
@@ -123,9 +127,9 @@ def svg(figure: Figure) -> str:
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", text)
 
 
-def png(figure: Figure, dots_per_inch: int = 160) -> bytes:
+def png(figure: Figure, dots_per_inch: int = 160, styled: Sequence[str] = ()) -> bytes:
     """Return a figure as a PNG file with a transparent background."""
-    return _save(figure, format="png", dpi=dots_per_inch)
+    return _save(figure, styled, format="png", dpi=dots_per_inch)
 
 
 def grid(images: UInt8[Tensor, "n c h w"], columns: int, labels: Sequence[str] | None = None) -> Image.Image:
@@ -164,11 +168,11 @@ def _visible(value: float, scale: str) -> bool:
     return math.isfinite(value) and (scale == "linear" or value > 0)
 
 
-def _save(figure: Figure, **options: Any) -> bytes:
+def _save(figure: Figure, styled: Sequence[str] = (), **options: Any) -> bytes:
     buffer = io.BytesIO()
     with _style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a page's own fonts may well have it
-        draw(figure).savefig(buffer, transparent=True, **options)
+        draw(figure, styled).savefig(buffer, transparent=True, **options)
     return buffer.getvalue()
 
 
@@ -211,8 +215,9 @@ def _style(**more: Any) -> Any:
 
 
 def panels(figures: Sequence[Figure], columns: int | None = None) -> Image.Image:
-    """Draw figures beside each other, for a page."""
-    return beside([Image.open(io.BytesIO(png(figure, dots_per_inch=110))) for figure in figures], columns)
+    """Draw figures beside each other, for a page; a name's line looks the same in all of them."""
+    styled = [name for figure in figures for name in figure.lines]
+    return beside([Image.open(io.BytesIO(png(figure, 110, styled))) for figure in figures], columns)
 
 
 def save(path: Path, image: Image.Image) -> None:
