@@ -1,6 +1,8 @@
 """The figures of "Two cases of known answer" in docs/ablation.md: both examples with seeds 0, 1 and 2, in six minutes.
 
-python benchmarks/known_answers.py      # docs/records/known-answers.json, and the pictures of seed 0
+    python benchmarks/known_answers.py
+
+Writes docs/records/known-answers.json, and the pictures of seed 0 to docs/ablation.
 """
 
 import runpy
