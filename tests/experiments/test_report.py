@@ -463,6 +463,13 @@ def test_the_pictures_of_the_parts_and_of_the_record_are_put_in_a_row(tmp_path):
         alpha = np.asarray(row)[..., 3] > 0
     assert alpha.shape == (6, 15 + 2 * 24)
     assert alpha.sum(0).tolist() == [4] * 4 + [0] * 24 + [6] * 6 + [0] * 24 + [5] * 5
+    for name in ("c", "d", "e", "f"):
+        Image.new("RGB", (4, 4), "red").save(tmp_path / f"{name}.png")
+        parts.append(Record("evaluate", name, {}, {}, pictures={name: f"{name}.png"}))
+    records.write(dataclasses.replace(record, parts=tuple(parts)), tmp_path / "record.json")
+    write_figures(tmp_path, tmp_path / "figures")
+    with Image.open(path) as seven:  # 4 + 3
+        assert seven.size == (4 + 6 + 4 + 4 + 3 * 24, 6 + 24 + 5)
     records.write(dataclasses.replace(record, pictures={"real": "../real.png"}), tmp_path / "record.json")
     with pytest.raises(ValueError, match="lies outside the record's folder"):
         write_figures(tmp_path, tmp_path / "figures")

@@ -16,7 +16,7 @@ def run(
     Args:
         record: A record.json, or the folder that holds it.
         out: The page to write; report.html beside the record without it.
-        figures: Folder to write the figures to as well, as PNG files, and the pictures in a row.
+        figures: Folder to write the figures to as well, as PNG files, and the pictures beside each other.
     """
     from jlt.experiments.report import write_figures, write_report
 

@@ -31,6 +31,7 @@ from jlt.experiments import plots
 REFERENCE = "reference"
 MANY = 3  # parts: of more the summary tells the extremes
 WIDE = 8  # parts: of more the table has a row each
+IN_A_ROW = 5  # pictures beside each other: of more there are several rows
 # Which way is better, by a value's name without the features in brackets. Of other values no winner is named.
 BETTER = {
     **dict.fromkeys(["FD", "KD", "sFD", "FID", "KID", "sFID"], "lower"),
@@ -75,7 +76,7 @@ def write_figures(record_path_or_folder: Path, folder: Path) -> list[Path]:
     """Write every figure of a record and of its parts as `<kind>-<figure>.png` in `folder`; return their paths.
 
     Where two parts have a figure of the same name, the later one's file is named by the part, too. Pictures of the
-    parts and of the record, if there are several, are written in a row as `<kind>-pictures.png`.
+    parts and of the record, if there are several, are written as `<kind>-pictures.png`, in even rows of at most five.
     """
     path = record_path_or_folder / "record.json" if record_path_or_folder.is_dir() else record_path_or_folder
     record = records.read(path)
@@ -90,7 +91,8 @@ def write_figures(record_path_or_folder: Path, folder: Path) -> list[Path]:
     if len(shown) > 1:
         opened = [Image.open(io.BytesIO(_read_picture(path.parent, name)[0])) for name in shown]
         written.append(folder / f"{record.kind}-pictures.png")
-        plots.save(written[-1], plots.beside(opened))
+        rows = -(-len(opened) // IN_A_ROW)
+        plots.save(written[-1], plots.beside(opened, columns=-(-len(opened) // rows)))
     return written
 
 
