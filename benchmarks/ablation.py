@@ -81,6 +81,11 @@ STUDIES = {
         tuple(Row(target, latents=f"kept-{k}") for k in (8, 16, 32, 64) for target in "xv"),
     ),
 }
+ALONG: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {  # what the panels of a picture go along
+    "patch size": (("patch-1", "patch-2"), lambda row: row.patch_size),
+    "width": (("widths",), lambda row: int(row.size.split("x")[1])),
+    "channels kept": (("kept",), lambda row: int(row.latents.removeprefix("kept-"))),
+}
 
 
 def forecast(latents: Path, patch_size: int) -> Record:
@@ -99,15 +104,15 @@ def forecast(latents: Path, patch_size: int) -> Record:
 def table(study: Study, found: Sequence[Record], forecasts: Record | None) -> str:
     """Return a study's table in Markdown."""
     decoded = [DECODED] if "latents" in study.shown else []
-    paper = study.paper or ("",) * len(study.rows)
-    head = [*study.shown, *decoded, *HEAD, *([PAPERS] if study.paper else [])]
+    papers, *paper = [[cell] for cell in (PAPERS, *study.paper)] if study.paper else [[]] * (1 + len(study.rows))
+    head = [*study.shown, *decoded, *HEAD, *papers]
     lines = [head, ["---"] * len(head)]
     for row, figure in zip(study.rows, paper, strict=True):
         record = record_of(found, row)
         cells = [str(getattr(row, name)) for name in study.shown]
         cells += [NOT_RUN if record is None else str(ceiling(record, row)) for _ in decoded]
         cells += [NOT_RUN] * 3 if record is None else measured(record, study, row)
-        lines.append([*cells, *forecast_of(forecasts, row), *([figure] if study.paper else [])])
+        lines.append([*cells, *forecast_of(forecasts, row), *figure])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -169,13 +174,6 @@ def fits(record: Record, part: Record, row: Row) -> bool:
     return {name: whole.get(name) for name in asdict(row)} == asdict(row)
 
 
-ALONG: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {  # what the panels of a picture go along
-    "patch size": (("patch-1", "patch-2"), lambda row: row.patch_size),
-    "width": (("widths",), lambda row: int(row.size.split("x")[1])),
-    "channels kept": (("kept",), lambda row: int(row.latents.removeprefix("kept-"))),
-}
-
-
 def curves(found: Sequence[Record]) -> dict[str, Figure]:
     """Return a figure of FD along each setting of which all rows are measured: a line a target, and the ceiling."""
     figures = {}
@@ -189,7 +187,7 @@ def curves(found: Sequence[Record]) -> dict[str, Figure]:
             xs, ys = lines.setdefault(name, ([], []))
             xs.append(float(place(row)))
             ys.append(column.values[distance_name(column)].value)
-            if row.target == "v" and "latents" in STUDIES[studies[0]].shown:
+            if row.target == "v" and "latents" in STUDIES[studies[0]].shown:  # once for x and v, which share it
                 xs, ys = lines.setdefault("real images decoded", ([], []))
                 xs.append(float(place(row)))
                 ys.append(ceiling(record, row).value)

@@ -9,7 +9,7 @@ import runpy
 from pathlib import Path
 
 from jlt.evaluation import records
-from jlt.evaluation.records import Record, mean_and_spread
+from jlt.evaluation.records import Record, Value, over_seeds
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python benchmarks/known_answers.py"
@@ -28,7 +28,7 @@ def measure(example: str, columns: list[str]) -> list[Record]:
         Record(
             "known answer",
             f"{example}, {name}",
-            {column: mean_and_spread([each[name][k] for each in found]) for k, column in enumerate(columns)},
+            over_seeds([dict(zip(columns, map(Value, each[name]), strict=True)) for each in found]),
             {"example": example, "seeds": sorted(SEEDS)},
             command=COMMAND,
         )

@@ -89,11 +89,14 @@ def test_the_solver_of_the_example_is_of_order_two_and_samples(tmp_path: Path, m
     assert torch.isfinite(names["samples"].images.float()).all()
 
 
-@pytest.mark.parametrize(("name", "rows"), [("manifold", 4), ("mixture", 10)])
-def test_an_example_of_known_answer_measures_every_target_and_draws_it(name: str, rows: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "rows", "beside"), [("manifold", 4, []), ("mixture", 10, ["fresh draws", "exact field"])]
+)
+def test_an_example_of_known_answer_measures_every_target_and_draws_it(
+    name: str, rows: int, beside: list[str], tmp_path: Path
+) -> None:
     found = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](tmp_path / "picture.png", steps=2, count=20)
-    assert {"x", "eps", "v"} <= set(found)
-    assert {len(values) for values in found.values()} == {rows}
+    assert {line: len(values) for line, values in found.items()} == dict.fromkeys(["x", "eps", "v", *beside], rows)
     assert all(math.isfinite(value) for values in found.values() for value in values)
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.width > 500
