@@ -3,13 +3,12 @@
 import collections
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jlt.evaluation import records
-from jlt.evaluation.records import Record, Value, mean_and_spread, over_seeds
+from jlt.evaluation.records import mean_and_spread, over_seeds
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "records"
@@ -17,19 +16,15 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.m
 FIGURE = re.compile(r"(-?\d+(?:\.\d+)?)\s±\s(\d+(?:\.\d+)?)")
 
 
-def values(record: Record) -> Iterator[Value]:
-    """Yield the values of a record and of its parts."""
-    yield from record.values.values()
-    for part in record.parts:
-        yield from values(part)
-
-
 @pytest.fixture(scope="module")
 def measured() -> list[tuple[float, float]]:
     """Return all means and spreads: those of records, and those over seeds of what has a record or a line a seed."""
-    found = [value for path in RECORDS.glob("*.json") for value in values(records.read(path))]
+    parts = (part for path in RECORDS.glob("*.json") for part in records.walk(records.read(path)))
+    found = [value for part in parts for value in part.values.values()]
     runs = [records.read(path).parts for path in RECORDS.glob("quickstart-seed-*.json")]
-    found += [value for parts in zip(*runs, strict=True) for value in over_seeds([p.values for p in parts]).values()]
+    found += [
+        value for same in zip(*runs, strict=True) for value in over_seeds([part.values for part in same]).values()
+    ]
     lines: dict[str, list[float]] = collections.defaultdict(list)
     for line in (json.loads(line) for path in RECORDS.glob("*.jsonl") for line in path.read_text().splitlines()):
         what = {name: value for name, value in line.items() if name not in ("seed", "value", "seconds", "commit")}

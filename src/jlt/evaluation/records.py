@@ -17,7 +17,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -142,6 +142,13 @@ def over_seeds(repetitions: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
         else mean_and_spread([value.value for value in held], held[0].unit)
         for name, held in found.items()
     }  # fmt: skip
+
+
+def walk(record: Record) -> Iterator[Record]:
+    """Yield a record, its parts, and theirs."""
+    yield record
+    for part in record.parts:
+        yield from walk(part)
 
 
 def write(record: Record, path: Path) -> None:

@@ -81,7 +81,7 @@ def write_figures(record_path_or_folder: Path, folder: Path) -> list[Path]:
     path = record_path_or_folder / "record.json" if record_path_or_folder.is_dir() else record_path_or_folder
     record = records.read(path)
     written: list[Path] = []
-    for holder in _holders(record):
+    for holder in records.walk(record):
         for name, figure in holder.figures.items():
             names = [f"{holder.kind} {name}", f"{holder.kind} {holder.name} {name}"]
             paths = [folder / f"{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')}.png" for text in names]
@@ -94,10 +94,6 @@ def write_figures(record_path_or_folder: Path, folder: Path) -> list[Path]:
         rows = -(-len(opened) // IN_A_ROW)
         plots.save(written[-1], plots.beside(opened, columns=-(-len(opened) // rows)))
     return written
-
-
-def _holders(record: Record) -> list[Record]:
-    return [record, *(holder for part in record.parts for holder in _holders(part))]
 
 
 def page(record: Record, folder: Path) -> str:
