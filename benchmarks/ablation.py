@@ -175,24 +175,30 @@ def fits(record: Record, part: Record, row: Row) -> bool:
 
 
 def curves(found: Sequence[Record]) -> dict[str, Figure]:
-    """Return a figure of FD along each setting of which all rows are measured: a line a target, and the ceiling."""
+    """Return a figure of FD along each setting of which all rows are measured: a line a target, and the ceiling.
+
+    A line is the mean over seeds, its spread their standard deviation.
+    """
     figures = {}
     for label, (studies, place) in ALONG.items():
         lines: dict[str, tuple[list[float], list[float]]] = {}
+        spreads: dict[str, list[float]] = {}
         rows = [row for study in studies for row in STUDIES[study].rows]
         measured_in = [(row, record) for row in rows if (record := record_of(found, row))]
         for row, record in measured_in if len(measured_in) == len(rows) else ():
             column = column_of(record, row)
             name = row.target + (f", {row.loss_space}-loss" if row.loss_space != "v" else "")
+            distance = column.values[distance_name(column)]
             xs, ys = lines.setdefault(name, ([], []))
             xs.append(float(place(row)))
-            ys.append(column.values[distance_name(column)].value)
+            ys.append(distance.value)
+            spreads.setdefault(name, []).append(distance.spread or 0)
             if row.target == "v" and "latents" in STUDIES[studies[0]].shown:  # once for x and v, which share it
                 xs, ys = lines.setdefault("real images decoded", ([], []))
                 xs.append(float(place(row)))
                 ys.append(ceiling(record, row).value)
         if lines:
-            figures[label] = Figure("", label, "FD (EfficientNet-Lite0)", lines, "log")
+            figures[label] = Figure("", label, "FD (EfficientNet-Lite0)", lines, "log", spreads=spreads)
     return figures
 
 

@@ -101,3 +101,5 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     distances = [column.values["FD (pixels 8 x 8)"].value for column in columns]
     assert list(figure.lines) == ["x", "x, x-loss", "v", "eps"]
     assert list(figure.lines.values()) == [([1, 2], [distance] * 2) for distance in distances]
+    spreads = [column.values["FD (pixels 8 x 8)"].spread or 0 for column in columns]  # none where seeds agree
+    assert list(figure.spreads.values()) == [[spread] * 2 for spread in spreads]

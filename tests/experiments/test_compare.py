@@ -2,6 +2,7 @@
 
 import cProfile
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 import torch
@@ -83,6 +84,8 @@ def test_a_column_draws_the_mean_of_its_seeds_curves() -> None:
     figure = mean_figures(over_seeds(RUNS))["loss"]
     assert figure.lines["x"] == ([1, 2], pytest.approx([149 / 3, 155 / 3]))
     assert list(figure.lines) == ["x", "v"]
+    assert figure.spreads["x"] == pytest.approx([stdev(SCORES["x"])] * 2)
+    assert figure.caption == "Loss. Mean over seeds, in a band of their standard deviation."
 
 
 def test_a_column_draws_seeds_of_which_one_skipped_a_step() -> None:

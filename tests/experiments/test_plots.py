@@ -46,6 +46,17 @@ def test_the_axes_hold_every_point():
     assert bottom <= 0.25 < 2 <= top
 
 
+@pytest.mark.parametrize(("scale", "lowest"), [("linear", -1.5), ("log", 0.5)])  # 2 - 0.5, 1.5 - 3, 1.25 - 0.75
+def test_a_line_lies_in_a_band_of_its_spread_that_a_log_scale_ends_at_the_line(scale, lowest):
+    figure = Figure("", "step", "loss", LINES, y_scale=scale, spreads={"DiT": [0.5, 3.0, 0.75]})
+    (axes,) = plots.draw(figure).axes
+    (band,) = axes.collections
+    ((left, bottom), (right, top)) = band.get_datalim(axes.transData).get_points()
+    assert (left, right, bottom, top) == (0, 20, lowest, 4.5)
+    with pytest.raises(ValueError, match="line 'DiT' has 3 y values and 1 spreads"):
+        plots.draw(Figure("", "step", "loss", LINES, spreads={"DiT": [0.5]}))
+
+
 def test_a_log_scale_leaves_out_what_it_cannot_show():
     figure = Figure("Spectrum.", "direction", "variance", {"Sigma": ([1, 2, 3], [10, 0.1, 0])}, y_scale="log")
     (axes,) = plots.draw(figure).axes

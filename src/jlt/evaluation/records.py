@@ -88,7 +88,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Figure:
-    """Lines to plot: `lines[name]` is a pair (x, y) of equally long lists. Scales are "linear" or "log"."""
+    """Lines to plot: `lines[name]` is a pair (x, y) of equally long lists. Scales are "linear" or "log".
+
+    `spreads[name]`, where it is there, is the standard deviation of each y over repetitions.
+    """
 
     caption: str
     x_label: str
@@ -96,6 +99,7 @@ class Figure:
     lines: Mapping[str, tuple[Sequence[Number], Sequence[Number]]]
     x_scale: str = "linear"
     y_scale: str = "linear"
+    spreads: Mapping[str, Sequence[Number]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

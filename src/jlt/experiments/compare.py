@@ -390,15 +390,22 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def mean_figures(groups: Sequence[Sequence[Record]]) -> dict[str, Figure]:
-    """Return each figure of the runs once, with a line for each group: the mean over its seeds."""
+    """Return each figure of the runs once, with a line for each group: mean and standard deviation over its seeds."""
     figures: dict[str, Figure] = {}
     for group in groups:
         for name, figure in group[0].figures.items():
             lines = [line for run in group for line in run.figures[name].lines.values()]
             steps = lines[0][0]  # a seed with a skipped step has fewer losses
-            mean = np.mean([np.interp(steps, x, y) for x, y in lines], axis=0).tolist()
-            earlier = figures[name].lines if name in figures else {}
-            figures[name] = dataclasses.replace(figure, lines={**earlier, seedless(group[0]): (steps, mean)})
+            each = np.array([np.interp(steps, x, y) for x, y in lines])
+            label, so_far = seedless(group[0]), figures.get(name, dataclasses.replace(figure, lines={}))
+            spread = {label: each.std(0, ddof=1).tolist()} if len(each) > 1 else {}
+            said = " Mean over seeds, in a band of their standard deviation." if spread else ""
+            figures[name] = dataclasses.replace(
+                so_far,
+                caption=so_far.caption.removesuffix(said) + said,
+                lines={**so_far.lines, label: (steps, each.mean(0).tolist())},
+                spreads={**so_far.spreads, **spread},
+            )
     return figures
 
 

@@ -34,7 +34,7 @@ LEAST_TILE = 64  # pixels: smaller images are enlarged by a whole factor
 
 
 def draw(figure: Figure, styled: Sequence[str] = ()) -> "Drawing":
-    """Draw the lines of a record's figure; on a log scale points at or below 0 are left out.
+    """Draw the lines of a record's figure, in a band of their spread; a log scale leaves out what is not above 0.
 
     Lines take their colours and dashes in the order of `styled`, those that are not in it after them.
     """
@@ -47,6 +47,8 @@ def draw(figure: Figure, styled: Sequence[str] = ()) -> "Drawing":
     for name, (x, y) in figure.lines.items():
         if len(x) != len(y):
             raise ValueError(f"line {name!r} has {len(x)} x values and {len(y)} y values")
+        if len(spread := figure.spreads.get(name, y)) != len(y):
+            raise ValueError(f"line {name!r} has {len(y)} y values and {len(spread)} spreads")
     with style:
         drawing = Drawing(figsize=(5.4, 3.5), layout="constrained")
         axes = drawing.add_subplot()
@@ -54,13 +56,21 @@ def draw(figure: Figure, styled: Sequence[str] = ()) -> "Drawing":
         handles, order = [], list(dict.fromkeys([*styled, *figure.lines]))
         for name, (x, y) in figure.lines.items():
             k = order.index(name)
-            shown = [(a, b) for a, b in zip(x, y, strict=True) if _visible(a, x_scale) and _visible(b, y_scale)]
-            line = Line2D([], [], color=PALETTE[k % len(PALETTE)], linestyle=DASHES[k % len(DASHES)])
-            line.set_data([a for a, _ in shown], [b for _, b in shown])
+            shown = [
+                (a, b, spread)
+                for a, b, spread in zip(x, y, figure.spreads.get(name, [0] * len(y)), strict=True)
+                if _visible(a, x_scale) and _visible(b, y_scale)
+            ]
+            xs, ys, spreads = zip(*shown, strict=True) if shown else ((), (), ())
+            line = Line2D(xs, ys, color=PALETTE[k % len(PALETTE)], linestyle=DASHES[k % len(DASHES)])
             if len(shown) == 1:
                 line.set_marker("o")  # a line of one point would be invisible
             handles.append(line)
             axes.add_line(line)
+            if any(spreads):
+                low = [b - spread if _visible(b - spread, y_scale) else min(ys) for _, b, spread in shown]
+                high = [b + spread for _, b, spread in shown]
+                axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
         axes.autoscale_view()
         for axis, scale in ((axes.xaxis, x_scale), (axes.yaxis, y_scale)):
             if scale == "linear":
