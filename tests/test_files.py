@@ -146,6 +146,23 @@ def test_json_comes_back_as_it_was_written(tmp_path_factory, value):
     assert files.read_json(path) == value
 
 
+@given(json_values)
+def test_settings_do_not_differ_from_themselves(value):
+    assert list(files.differences(value, value)) == []
+
+
+def test_settings_that_differ_are_named_with_both_their_values_however_deep_they_lie():
+    there = {"base": {"rate": 0.1, "flip": True, "size": "4x64x2"}, "steps": 5, "runs": [{"seed": 0}, {"seed": 1}]}
+    here = {"base": {"rate": 0.5, "flip": True, "size": "4x64x2"}, "steps": [5], "runs": [{"seed": 1}, {"seed": 2}]}
+    assert list(files.differences(there, here)) == [
+        "base.rate is 0.1 there and 0.5 here",
+        "steps is 5 there and [5] here",
+        "runs has {'seed': 0} there alone",
+        "runs has {'seed': 2} here alone",
+    ]
+    assert list(files.differences([{"a": 1}, {"a": 2}], [{"a": 2}, {"a": 1}], "runs")) == ["runs are in another order"]
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_not_written(tmp_path, number):
     with pytest.raises(ValueError, match="JSON"):

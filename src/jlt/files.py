@@ -153,9 +153,22 @@ def claim(folder: Path, name: str, settings: Mapping[str, Any], what: str, free:
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds {found!r:.40}, the settings of {what} are wanted")
     asked = json.loads(json.dumps(settings))
-    if differing := [key for key in asked if key not in free and found.get(key) != asked[key]]:
-        listed = "; ".join(f"{key} is {found.get(key)!s:.60} there and {asked[key]!s:.60} here" for key in differing)
-        raise ValueError(f"{folder} holds {what} made with other settings: {listed}")
+    fixed = [key for key in asked if key not in free]
+    if listed := list(differences({key: found.get(key) for key in fixed}, {key: asked[key] for key in fixed})):
+        raise ValueError(f"{folder} holds {what} made with other settings: {'; '.join(listed)}")
     if any(found.get(key) != asked[key] for key in asked):
         write_json(path, {**found, **asked})
     return False
+
+
+def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Yield a phrase for each setting that differs between two JSON values: its dotted name, and both its values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in {**there, **here}:
+            yield from differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+    elif there != here and all(isinstance(side, list) and side and isinstance(side[0], dict) for side in (there, here)):
+        alone = [f"{name} has {item} there alone" for item in there if item not in here]
+        alone += [f"{name} has {item} here alone" for item in here if item not in there]
+        yield from alone or [f"{name} are in another order"]
+    elif there != here:
+        yield f"{name} is {there!s:.200} there and {here!s:.200} here"

@@ -164,7 +164,13 @@ def test_a_comparison_of_another_base_is_refused_with_what_differs(
     arguments, out = compared
     changed = [*arguments, "--base.learning-rate", "0.5"]
     assert main(["compare", "small", str(chain / "latents"), str(out), *changed]) == 2
-    assert "comparison made with other settings: base" in capsys.readouterr().err
+    assert (
+        "comparison made with other settings: base.learning_rate is 0.0005 there and 0.5 here"
+        in capsys.readouterr().err
+    )
+    more = ["seed=0,1,2" if argument == "seed=0,1" else argument for argument in arguments]
+    assert main(["compare", "small", str(chain / "latents"), str(out), *more]) == 2
+    assert "runs has {'seed': 2, 'target': 'x'} here alone; runs has" in capsys.readouterr().err
 
 
 def test_a_comparison_of_other_latents_is_refused_even_where_its_runs_are_done(
@@ -175,7 +181,7 @@ def test_a_comparison_of_other_latents_is_refused_even_where_its_runs_are_done(
     assert main(["encode", str(photos), other, "--image-size", "32", "--stride", "8", "--num-held-out", "4"]) == 0
     before = (out / "record.json").read_bytes()
     assert main(["compare", "small", other, str(out), *arguments]) == 2
-    assert "runs/0-x was started with other settings: affine is" in capsys.readouterr().err
+    assert "runs/0-x was started with other settings: affine.shift is" in capsys.readouterr().err
     assert (out / "record.json").read_bytes() == before
 
 

@@ -374,12 +374,9 @@ def adopt(model: Transformer, base: Checkpoint) -> None:
 
 def refuse_changes(saved: dict[str, Any], asked: dict[str, Any], run: Path) -> None:
     """Raise a ValueError that lists the settings that differ and may not."""
-    names = [n for n in {**saved, **asked} if n not in MAY_CHANGE and saved.get(n) != asked.get(n)]
-    if names:
-        differences = "; ".join(
-            f"{name} is {saved.get(name)!s:.200} there and {asked.get(name)!s:.200} here" for name in names
-        )
-        raise ValueError(f"{run} was started with other settings: {differences}")
+    fixed = [{name: value for name, value in side.items() if name not in MAY_CHANGE} for side in (saved, asked)]
+    if listed := list(files.differences(*fixed)):
+        raise ValueError(f"{run} was started with other settings: {'; '.join(listed)}")
 
 
 def prune(run: Path, config: TrainConfig, best: int) -> None:
