@@ -66,6 +66,13 @@ def test_paired_differences_are_those_of_the_paired_t_test() -> None:
     assert not any("evaluations" in name for name in values)  # equal in every pair
 
 
+def test_a_difference_that_is_the_same_in_every_pair_is_stated_without_width() -> None:
+    runs = [run(target, seed, score + seed) for target, score in (("x", 10.0), ("v", 15.0)) for seed in (0, 1)]
+    (part,) = paired_differences(over_seeds(runs)).parts
+    ends = ("", ", 95 % from", ", 95 % to")
+    assert [part.values[f"difference in FD (pixels){end}"].value for end in ends] == [5, 5, 5]
+
+
 def test_pairs_are_of_one_seed_whatever_the_order_of_the_runs() -> None:
     assert paired_differences(over_seeds(RUNS)) == paired_differences(over_seeds([*RUNS[:3][::-1], *RUNS[3:]]))
 

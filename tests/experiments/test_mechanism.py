@@ -166,3 +166,14 @@ def test_seeds_are_compared_in_pairs():
     spread = record.parts[0].values["error / closed form, largest variances, t = 0.5"]
     assert spread.count == 3
     assert spread.spread > 0.01
+
+
+@pytest.mark.parametrize(("seeds", "expected", "count"), [((1, 2), 1.0, 1), ((2, 3), None, 1), ((0, 1), 1.0, 2)])
+def test_only_runs_of_one_seed_are_a_pair(seeds, expected, count):
+    """Errors grow with the seed: seeds 0 and 1 against 1 and 2 have one pair, and against 2 and 3 means alone."""
+    ours, others = ([trained("x", seed, gain=1 - 0.1 * seed) for seed in each] for each in ((0, 1), seeds))
+    value = measure_mechanism({"x": ours, "again": others}, stored(), SPECTRUM.diag()).values[
+        "again over x, largest variances, t = 0.5"
+    ]
+    assert value.count == count
+    assert value.value == pytest.approx(expected) if expected else value.value > 1.01

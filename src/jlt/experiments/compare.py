@@ -359,7 +359,7 @@ def seedless(run: Record) -> str:
 def paired_differences(groups: Sequence[Sequence[Record]]) -> Record:
     """Return each later group's differences from the first, seed by seed: mean, spread, and the 95 % interval.
 
-    A group that has fewer than two seeds in common with the first is left out.
+    A group that has fewer than two seeds in common with the first is left out, and so is what differs in no pair.
     """
     base = {run.settings.get("seed"): run for run in groups[0]}
     parts = []
@@ -368,7 +368,7 @@ def paired_differences(groups: Sequence[Sequence[Record]]) -> Record:
         values = {}
         for name, value in pairs[0][0].values.items() if len(pairs) > 1 else ():
             each = [run.values[name].value - other.values[name].value for run, other in pairs if name in other.values]
-            if len(each) == len(pairs) and len(set(each)) > 1:
+            if len(each) == len(pairs) and any(each):
                 low, high = interval(each)
                 values[f"difference in {name}"] = records.mean_and_spread(each, value.unit)
                 values[f"difference in {name}, 95 % from"] = Value(low, None, len(each), value.unit)

@@ -79,8 +79,8 @@ def measure_mechanism(
 ) -> Record:
     """Measure runs on held-out latents, in the eigenbasis of the covariance of (training) tokens.
 
-    Under a name stand the seeds of one run. The first is what the others are compared with: seed by seed where there
-    are equally many. Latents of another shape, or other latents, are a ValueError.
+    Under a name stand the seeds of one run. The first is what the others are compared with: over the seeds that both
+    have, or by the means where there are none. Latents of another shape, or other latents, are a ValueError.
     """
     promised = latents.manifest
     for name, generator in ((name, generator) for name, seeds in runs.items() for generator in seeds):
@@ -122,10 +122,12 @@ def measure_mechanism(
     )  # fmt: skip
     (first, reference), *others = errors.items()
     for name, error in others:
-        ratios = ratio(error, reference)
+        rows, places = common_seeds(runs[name], runs[first])
+        paired = (error[rows], reference[places]) if rows else (error.mean(0)[None], reference.mean(0)[None])
+        ratios = ratio(*paired)
         figures[f"{name} over {first}"] = Figure(
             f"Squared error of {name} over that of {first}, in thirds of the directions by variance. Above 1, "
-            f"{first} is the better one.{of_seeds(runs[name])}",
+            f"{first} is the better one.{of_seeds(next(iter(ratios.values())))}",
             "t (0 = noise, 1 = data)", "ratio of errors",
             {f"{which} variances": (list(TIMES), found.mean(0).tolist()) for which, found in ratios.items()},
             y_scale="log",
@@ -164,15 +166,20 @@ def measure_mechanism(
     )
 
 
-def ratio(error: Float[Tensor, "s t d"], reference: Float[Tensor, "r t d"]) -> dict[str, Float[Tensor, "_ t"]]:
-    """Return the ratio of errors in each third of the directions, by seed; of the means where seeds have no pair."""
-    if len(error) != len(reference):
-        error, reference = error.mean(0, keepdim=True), reference.mean(0, keepdim=True)
+def common_seeds(runs: Sequence[Generator], others: Sequence[Generator]) -> tuple[list[int], list[int]]:
+    """Return the places, in either, of the runs whose seed both have."""
+    seeds, theirs = ([training(run).get("seed") for run in each] for each in (runs, others))
+    common = [seed for seed in seeds if seed in theirs]
+    return [seeds.index(seed) for seed in common], [theirs.index(seed) for seed in common]
+
+
+def ratio(error: Float[Tensor, "s t d"], reference: Float[Tensor, "s t d"]) -> dict[str, Float[Tensor, "s t"]]:
+    """Return the ratio of errors in each third of the directions, by seed."""
     return {which: e.sum(2) / thirds(reference, 2)[which].sum(2) for which, e in thirds(error, 2).items()}
 
 
-def of_seeds(runs: Sequence[Generator]) -> str:
-    return f" Mean of {len(runs)} seeds." if len(runs) > 1 else ""
+def of_seeds(each: Sequence[Generator] | Tensor) -> str:
+    return f" Mean of {len(each)} seeds." if len(each) > 1 else ""
 
 
 def by_seed(runs: Mapping[str, Generator]) -> dict[str, list[Generator]]:
