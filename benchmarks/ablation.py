@@ -6,9 +6,9 @@
 The page's commands make the records; docs/records/ablation-OUT.json is the record.json of the comparison fm/OUT. A row
 is looked for in all of them, so the runs of one comparison can stand in several tables; rows that are in none have
 their cells marked. A forecast is the Frechet distance of samples, and what it is at most for data of any shape, in
-units of the data's variance, of a denoiser that keeps half of a token's directions (jlt.flow.capacity), with the
-velocity loss and the paper's times; beside it, of how many ranks below the full one x is forecast before v by the
-first. Where latents differ, a column has the distance of held-out images decoded from them. A difference is that of
+units of the data's variance, of a denoiser that keeps as many of a token's directions as the network is wide, or half
+of them if it is no narrower (jlt.flow.capacity.rank_of), with the velocity loss and the paper's times; beside it, of
+how many ranks below the full one x is forecast before v by the first. Where latents differ, a column has the distance of held-out images decoded from them. A difference is that of
 paired seeds with its 95 % interval, from the first row of the same latents, size and patch size.
 """
 
@@ -26,6 +26,7 @@ from jlt.evaluation.records import Figure, Record, Value
 from jlt.experiments import plots
 from jlt.experiments.capacity import measure_capacity
 from jlt.experiments.compare import over_seeds, paired_differences
+from jlt.flow.capacity import rank_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 BASE = "kept-32"  # the latents that every comparison of the page is given, which its record does not name
@@ -48,6 +49,10 @@ class Row:
     def pair(self) -> tuple[str, str, int]:
         """What rows have in common that are compared with each other."""
         return self.size, self.latents, self.patch_size
+
+    def tokens(self) -> tuple[str, int, int]:
+        """What its forecast is made of: the tokens, and the width of the network that puts them out."""
+        return self.latents, self.patch_size, int(self.size.split("x")[1])
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,10 @@ STUDIES = {
         ("size", "target"),
         tuple(Row(target, size=size) for size in ("4x64x2", "4x128x4", "4x256x8") for target in "xv"),
     ),
+    "narrow": Study(
+        ("size", "target"),
+        tuple(Row(target, size=size, patch_size=2) for size in ("4x32x1", "4x64x2", "4x128x4") for target in "xv"),
+    ),
     "kept": Study(
         ("latents", "target"),
         tuple(Row(target, latents=f"kept-{k}") for k in (8, 16, 32, 64) for target in "xv"),
@@ -83,22 +92,23 @@ STUDIES = {
 }
 ALONG: dict[str, tuple[tuple[str, ...], Callable[[Row], int]]] = {  # what the panels of a picture go along
     "patch size": (("patch-1", "patch-2"), lambda row: row.patch_size),
-    "width": (("widths",), lambda row: int(row.size.split("x")[1])),
+    "width": (("widths",), lambda row: row.tokens()[2]),
+    "width, patch size 2": (("narrow",), lambda row: row.tokens()[2]),
     "channels kept": (("kept",), lambda row: int(row.latents.removeprefix("kept-"))),
 }
 
 
-def forecast(latents: Path, patch_size: int) -> Record:
-    """Forecast each target's samples for tokens of these latents at half of their directions."""
+def forecast(latents: Path, patch_size: int, width: int) -> Record:
+    """Forecast each target's samples for tokens of these latents, by a network of this width."""
     eigenvalues = spectrum(token_moments(open_latents(latents), patch_size)[1])
     dimension = len(eigenvalues)
-    found = measure_capacity(eigenvalues, dimension // 2)
+    found = measure_capacity(eigenvalues, rank_of(width, dimension))
     values = {part.name: part.values["Frechet distance / variance"] for part in found.parts}
     values |= {f"{part.name}, at most": part.values["distance at most / variance"] for part in found.parts}
     x, v = (found.figures["samples"].lines[name][1][1:] for name in "xv")
     values["ranks with x before v"] = Value(sum(a < b for a, b in zip(x, v, strict=True)))
-    settings = {"latents": latents.name, "patch_size": patch_size, "directions": dimension}
-    return Record("forecast", f"{latents.name} in patches of {patch_size}", values, settings)
+    settings = {"latents": latents.name, "patch_size": patch_size, "width": width, "directions": dimension}
+    return Record("forecast", f"{latents.name} in patches of {patch_size}, width {width}", values, settings)
 
 
 def table(study: Study, found: Sequence[Record], forecasts: Record | None) -> str:
@@ -127,7 +137,7 @@ def measured(record: Record, study: Study, row: Row) -> list[str]:
         return [*cells, ""]
     values = next((part.values for part in paired_differences(groups).parts), {})
     ends = [values.get(f"difference in {name}{end}") for end in ("", ", 95 % from", ", 95 % to")]
-    if None in ends:  # one seed, or the same difference in every pair
+    if None in ends:  # one seed, or no difference in any pair
         return [*cells, "no spread"]
     mean, low, high = (end.value for end in ends if end)
     return [*cells, f"{mean:.3g} ({low:.3g} to {high:.3g})"]
@@ -204,9 +214,8 @@ def curves(found: Sequence[Record]) -> dict[str, Figure]:
 
 def forecast_of(forecasts: Record | None, row: Row) -> list[str]:
     """Return the forecast of a row's target, and of how many ranks x comes before v."""
-    wanted = (row.latents, row.patch_size)
     for part in forecasts.parts if forecasts else ():
-        if (part.settings["latents"], part.settings["patch_size"]) == wanted:
+        if tuple(part.settings[name] for name in ("latents", "patch_size", "width")) == row.tokens():
             least, most = (part.values[name].value for name in (row.target, f"{row.target}, at most"))
             ranks = f"{part.values['ranks with x before v'].value} of {part.settings['directions'] - 1}"
             return [f"{least:.3f} to {most:.3f}" if least < 1000 else "> 1000", ranks]
@@ -237,9 +246,9 @@ def main() -> None:
     parser.add_argument("latents", type=Path, nargs="?", default=Path("fm"))
     options = parser.parse_args()
     if options.what == "forecast":
-        pairs = dict.fromkeys((row.latents, row.patch_size) for study in STUDIES.values() for row in study.rows)
+        tokens = dict.fromkeys(row.tokens() for study in STUDIES.values() for row in study.rows)
         command = f"python benchmarks/ablation.py forecast {options.latents.name}"
-        parts = tuple(replace(forecast(options.latents / name, size), command=command) for name, size in pairs)
+        parts = tuple(replace(forecast(options.latents / name, *rest), command=command) for name, *rest in tokens)
         record = Record("forecasts", "Forecasts of the ablation", {}, {}, parts=parts, command=command)
         records.write(record, DOCS / "records" / "ablation-forecast.json")
     page, (found, forecasts) = DOCS / "ablation.md", read(DOCS / "records")

@@ -79,7 +79,7 @@ def test_a_comparison_fills_its_table_with_means_and_paired_differences(
     assert ablation["record_of"]([record], ablation["Row"]("x")) is None  # of another size
     record = dataclasses.replace(record, settings={**record.settings, "size": "4x128x4"})
     study = ablation["STUDIES"]["patch-1"]
-    forecasts = records.Record("forecasts", "", {}, {}, parts=(ablation["forecast"](latents, 1),))
+    forecasts = records.Record("forecasts", "", {}, {}, parts=(ablation["forecast"](latents, 1, 128),))
     *_, x, x_own, v, eps = ablation["table"](study, [record], forecasts).splitlines()
     columns = [part for part in record.parts if part.kind == "evaluate"]
     for line, column in zip((x, x_own, v, eps), columns, strict=True):

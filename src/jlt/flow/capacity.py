@@ -174,6 +174,14 @@ def forecast(directions: Fates, rank: int) -> Forecast:
     )
 
 
+def rank_of(width: int, dimension: int) -> int:
+    """Return the rank that a network of this width has for tokens of `dimension` numbers, (1).
+
+    It is the width where that is below them. Else nothing is known of it, and half of them stands for it.
+    """
+    return width if width < dimension else dimension // 2
+
+
 def recommend(
     eigenvalues: Float[Tensor, " d"],
     rank: int,

@@ -20,14 +20,11 @@ IMAGES = 10_000
 
 
 def by_forecast(config: TrainConfig, latents: Latents) -> tuple[str, str]:
-    """Return the target that jlt.flow.capacity.recommend takes for the covariance of tokens, and why.
-
-    The rank is the network's width, or half of a token's numbers if those are no more than its width.
-    """
+    """Return the target that jlt.flow.capacity.recommend takes for the covariance of tokens, and why."""
     _, covariance, _ = token_moments(Sample(latents, IMAGES), config.patch_size)
     width = config.model(latents.shape, latents.num_classes).hidden_size
     eigenvalues = spectrum(covariance) / config.noise_scale**2
-    rank = width if width < len(eigenvalues) else len(eigenvalues) // 2
+    rank = capacity.rank_of(width, len(eigenvalues))
     return capacity.recommend(eigenvalues, rank, ("x", "v"), config.loss_space, config.times, config.floor)
 
 
