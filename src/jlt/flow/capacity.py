@@ -29,14 +29,16 @@ rises with lambda and that of eps falls; that of v is high at both ends, as v sp
 there is no data. Samples are Gaussian with the eigenvectors of Sigma, so their Frechet distance is the sum of squared
 differences of standard deviations. A `floor` bounds |det| from below as in training and sampling (jlt.flow.targets).
 
-Latents are not Gaussian, and variance alone cannot tell noise from data. For data of any shape whose kept directions
-are sampled as they are, and noise of variance s^2 in the neglected ones, the squared 2-Wasserstein distance lies
+Latents are not Gaussian, and variance alone cannot tell noise from data. For data of any shape, if the directions
+that (3) keeps are sampled as they are, with noise of variance s^2 in the others, the squared 2-Wasserstein distance lies
 
     between   sum of (sqrt(lambda) - s)^2   and   sum of (lambda + s^2)   over neglected directions:              (5)
 
 the Frechet distance below, which a Gaussian attains, and above the cost of pairing each sample with the data of its
 kept directions, which data attain whose neglected directions follow from distant values of the kept ones. For x, with
-s = 0, the two are one. By the upper bound x is before v on any spectrum: it keeps the largest lambda and adds no s.
+s = 0, the two are one. By the upper bound x is before v on any spectrum at any rank below the full one: it keeps the
+largest lambda and adds no s, but for the noise that a floor leaves of x in kept directions. That is an order of bounds:
+for given data v may still be nearer, and a network may keep other directions than those of (3), which are a Gaussian's.
 
 Paper section: "Local linear-Gaussian analysis", which (1) to (5) extend by the limit that makes targets differ.
 """
