@@ -50,7 +50,7 @@ def test_classes_that_differ_in_their_mean_alone_have_the_variance_within_them()
     label = torch.arange(400) % 2
     latents = draw(400, 3, 4, 4) + 3 * label[:, None, None, None]
     record = measure_local_geometry(Stored(latents, label), num_points=800, num_anchors=5)
-    everything, inside, near, gaussian = record.parts
+    everything, inside, _, near, gaussian = record.parts
     # one unit of variance in each of 3 channels, and 9/4 more between classes: 3 / (3 + 3 * 9/4) within
     share = inside.values["variance / that of all tokens"]
     assert share.count == 2
@@ -63,16 +63,38 @@ def test_classes_that_differ_in_their_mean_alone_have_the_variance_within_them()
 
 def test_the_close_up_of_a_gaussian_is_that_of_its_own_draws():
     record = measure_local_geometry(Stored(draw(400, 3, 4, 4), torch.zeros(400, dtype=torch.int64)), num_points=2000)
-    everything, near, gaussian = record.parts  # one class is no class
+    everything, differing, near, gaussian = record.parts  # one class is no class
+    assert differing.values["effective rank"].value == pytest.approx(everything.values["effective rank"].value)
     for name in ("effective rank", "variance / that of all tokens"):
         assert near.values[name].value == pytest.approx(gaussian.values[name].value, rel=0.15)
-    assert everything.values["intrinsic dimension (TwoNN)"].value == pytest.approx(3, abs=0.4)
+    assert differing.values["intrinsic dimension (TwoNN)"].value == pytest.approx(3, abs=0.4)
     figure = record.figures["distance from Gaussian"]
     assert np.max(figure.lines["latents"][1]) < 0.1
 
 
+def test_copies_of_a_token_change_the_whole_set_and_nothing_close_up():
+    plain, background = draw(300, 3, 4, 4), torch.full((100, 3, 4, 4), 0.5, dtype=torch.float64)
+    label = torch.arange(300) % 2
+    copied = Stored(torch.cat([plain, background]), torch.cat([label, label[:100]]))
+    with_copies, without = (measure_local_geometry(each) for each in (copied, Stored(plain, label)))
+    assert with_copies.values["copies of another token"].value == pytest.approx(100 * 1599 / 6400)
+    assert without.values["copies of another token"].value == 0
+    named = [{part.name: part for part in record.parts} for record in (with_copies, without)]
+    for parts in named:
+        assert parts["all tokens"].values["variance / that of all tokens"].value == pytest.approx(1)
+    for name in ("tokens that differ", "in a neighbourhood", "in a neighbourhood of a Gaussian"):
+        ours, theirs = (parts[name].values["effective rank"] for parts in named)
+        assert (ours.value, ours.count) == (pytest.approx(theirs.value, rel=0.05), theirs.count)
+    dimension, alone = (parts["tokens that differ"].values["intrinsic dimension (TwoNN)"] for parts in named)
+    assert dimension.value == pytest.approx(alone.value, rel=0.05)
+    distances = [
+        np.mean(record.figures["distance from Gaussian"].lines["latents"][1]) for record in (with_copies, without)
+    ]
+    assert distances == [pytest.approx(0, abs=0.1)] * 2
+
+
 def test_too_few_tokens_are_refused():
-    with pytest.raises(ValueError, match="at least 100, got 16; --no-local leaves them out"):
+    with pytest.raises(ValueError, match="at least 100 that differ, got 16; --no-local leaves them out"):
         measure_local_geometry(Stored(draw(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64)))
 
 

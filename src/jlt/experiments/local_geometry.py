@@ -2,12 +2,17 @@
 
 The paper's analysis is local: what a network must tell apart at a given z is not the whole set but what could have
 made that z. So the spectrum is measured within classes and among the nearest tokens of a token, beside the same
-estimates on as many draws of one Gaussian with the covariance of all tokens: a finite neighbourhood has fewer
-directions than the whole whatever the data, and only what differs from the Gaussian's column says something about them.
+estimates on as many draws of one Gaussian: a finite neighbourhood has fewer directions than the whole whatever the
+data, and only what differs from the Gaussian's column says something about them.
+
+Many tokens may be copies of one, such as an empty background. They count in the whole set and in classes, but nearest
+tokens, intrinsic dimension and the distance from Gaussian are those of tokens that differ: a neighbourhood of copies
+has no variance, and a peak of them is all that a distance would show. The Gaussian has the covariance of these.
 
 All is measured on tokens drawn evenly from images spread over the set (settings say how many).
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -44,8 +49,9 @@ def measure_local_geometry(
 ) -> Record:
     """Measure spectra within classes and neighbourhoods, intrinsic dimension, and distance from Gaussian.
 
-    A neighbourhood is a token's nearest tokens by Euclidean distance: four times the dimension, at most a twentieth of
-    `num_points`. Means and standard deviations are over classes, and over `num_anchors` neighbourhoods.
+    A neighbourhood is a token's nearest tokens by Euclidean distance, among `num_points` that differ: four times the
+    dimension, at most a twentieth of them. Means and standard deviations are over classes, and over `num_anchors`
+    neighbourhoods. Fewer than 100 tokens that differ are a ValueError.
     """
     shape = latents.gather(torch.zeros(1, dtype=torch.int64)).shape
     if (numbers := shape[1] * (patch_size**2 if patch_size else shape[2] * shape[3])) > DENSE:
@@ -55,30 +61,34 @@ def measure_local_geometry(
     tokens = torch.cat(cut)
     label = latents.labels[index].repeat_interleave(len(tokens) // len(index))
     num_tokens, dimension = tokens.shape
-    if num_tokens < 100:
-        raise ValueError(f"tokens close up must be at least 100, got {num_tokens}; --no-local leaves them out")
+    distinct = tokens.unique(dim=0)
+    if len(distinct) < 100:
+        raise ValueError(
+            f"tokens close up must be at least 100 that differ, got {len(distinct)}; --no-local leaves them out"
+        )
     generator = torch.Generator().manual_seed(seed)
-    points = tokens[torch.randperm(num_tokens, generator=generator)[:num_points]]
-    centred = tokens - tokens.mean(0)
-    covariance = centred.T @ centred / (num_tokens - 1)
-    eigenvalues, basis = (side.flip(-1) for side in torch.linalg.eigh(covariance))
+    points = some(distinct, num_points, generator)
+    centred = distinct - distinct.mean(0)
+    eigenvalues, basis = (side.flip(-1) for side in torch.linalg.eigh(centred.T @ centred / (len(distinct) - 1)))
     eigenvalues = eigenvalues.clamp(min=0)
     draws = torch.randn(points.shape, generator=generator, dtype=torch.float64) * eigenvalues.sqrt()
-    trace = eigenvalues.sum().item()
+    trace = tokens.var(0).sum().item()
     neighbours = max(2, min(4 * dimension, len(points) // 20))
     anchors = torch.randperm(len(points), generator=generator)[:num_anchors]
     classes = [tokens[label == k] for k in label.unique().tolist()]
     large = [members for members in classes if len(members) >= LEAST_CLASS * dimension]
-    parts = [_part("all tokens", [tokens], trace, points)]
+    parts = [_part("all tokens", [tokens], trace)]
     if len(classes) > 1 and large:
-        parts.append(_part("in a class", large, trace, None))
+        each = [some(members.unique(dim=0), num_points // len(large), generator) for members in large]
+        parts.append(_part("in a class", large, trace, each))
+    parts.append(_part("tokens that differ", [distinct], trace, [points]))
     for name, cloud in (("in a neighbourhood", points), ("in a neighbourhood of a Gaussian", draws)):
         nearest = torch.cdist(cloud[anchors], cloud).topk(neighbours, largest=False).indices
-        parts.append(_part(name, list(cloud[nearest]), trace, draws if cloud is draws else None, neighbourhood=True))
+        parts.append(_part(name, list(cloud[nearest]), trace, [draws] if cloud is draws else [], near=True))
     directions = list(range(1, dimension + 1))
     regular = eigenvalues > geometry.ROUNDING * eigenvalues[0]
     projected = [
-        ("latents", ((points - tokens.mean(0)) @ basis)[:, regular]),
+        ("latents", ((points - distinct.mean(0)) @ basis)[:, regular]),
         ("draws of a Gaussian", draws[:, regular]),
     ]
     distance = {
@@ -89,6 +99,7 @@ def measure_local_geometry(
         kind="local geometry",
         name="Geometry close up",
         values={
+            "copies of another token": Value(100 * (1 - len(distinct) / num_tokens), unit="%"),
             "distance from Gaussian, mean over directions": Value(
                 sum(distance["latents"][1]) / len(distance["latents"][1])
             ),
@@ -102,8 +113,9 @@ def measure_local_geometry(
         },
         figures={
             "distance from Gaussian": Figure(
-                "How far the latents are from Gaussian along each eigen-direction: the Wasserstein distance to a "
-                "Gaussian of the same variance, in standard deviations. The second line is what chance alone gives.",
+                "How far tokens that differ are from Gaussian along each of their eigen-directions: the Wasserstein "
+                "distance to a Gaussian of the same variance, in standard deviations. The second line is what chance "
+                "alone gives.",
                 "direction, from the largest variance", "distance / standard deviation", distance, y_scale="log",
             )
         },
@@ -111,12 +123,18 @@ def measure_local_geometry(
     )  # fmt: skip
 
 
+def some(points: Float[Tensor, "n d"], count: int, generator: torch.Generator) -> Float[Tensor, "m d"]:
+    """Return at most `count` of the points, drawn evenly."""
+    return points[torch.randperm(len(points), generator=generator)[:count]]
+
+
 def two_nn(points: Float[Tensor, "n d"], batch_size: int = 500) -> tuple[float, float, int]:
     """Estimate the intrinsic dimension from the ratio of the distances to the two nearest neighbours.
 
     Facco et al., arXiv 1803.06992: on a manifold of dimension D the ratio mu = r2/r1 has density D mu^(-D-1), so that D
-    is 1 / mean(ln mu). Returns D, its standard error D / sqrt(n) and the number of points used: those with a copy of
-    themselves in the set (r1 = 0) have no ratio.
+    is 1 / mean(ln mu). Returns D, its standard error D / sqrt(n), too small by up to a half as it takes the ratios of
+    neighbours for independent, and the number of points used: those with a copy of themselves in the set (r1 = 0) have
+    no ratio.
     """
     ratios = []
     for part in points.split(batch_size):
@@ -137,7 +155,7 @@ def gaussian_distance(values: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     return (standard.sort(0).values - quantiles[:, None]).square().mean(0).sqrt()
 
 
-def _part(name: str, clouds: list[Tensor], trace: float, points: Tensor | None, neighbourhood: bool = False) -> Record:
+def _part(name: str, clouds: list[Tensor], trace: float, points: Sequence[Tensor] = (), near: bool = False) -> Record:
     spectra = [torch.linalg.svdvals(cloud - cloud.mean(0)) ** 2 / (len(cloud) - 1) for cloud in clouds]
     statistics = [geometry.spectrum_statistics(s) for s in spectra if s.max() > 0]  # none for copies of one point
     if not statistics:
@@ -147,9 +165,12 @@ def _part(name: str, clouds: list[Tensor], trace: float, points: Tensor | None, 
         "effective rank": mean_and_spread([s.effective_rank for s in statistics]),
         "directions for 90 % of the variance": mean_and_spread([s.directions_90 for s in statistics]),
     }
-    if all(s.condition_number < float("inf") for s in statistics) and not neighbourhood:
+    if all(s.condition_number < float("inf") for s in statistics) and not near:
         values["condition number"] = mean_and_spread([s.condition_number for s in statistics])
-    if points is not None:
-        dimension, error, count = two_nn(points)
-        values["intrinsic dimension (TwoNN)"] = Value(dimension, error, count)
-    return Record(kind="tokens", name=name, values=values, settings={"sets": len(clouds)})
+    if points:
+        dimensions = [two_nn(each) for each in points]
+        (dimension, error, count), *others = dimensions
+        values["intrinsic dimension (TwoNN)"] = (
+            mean_and_spread([one[0] for one in dimensions]) if others else Value(dimension, error, count)
+        )
+    return Record(kind="tokens", name=name, values=values, settings={"sets": len(statistics)})

@@ -30,7 +30,8 @@ there is no data. Samples are Gaussian with the eigenvectors of Sigma, so their 
 differences of standard deviations. A `floor` bounds |det| from below as in training and sampling (jlt.flow.targets).
 
 Latents are not Gaussian, and variance alone cannot tell noise from data. For data of any shape, if the directions
-that (3) keeps are sampled as they are, with noise of variance s^2 in the others, the squared 2-Wasserstein distance lies
+that (3) keeps are sampled as they are, with noise of variance s^2 in the others, the squared 2-Wasserstein distance
+lies
 
     between   sum of (sqrt(lambda) - s)^2   and   sum of (lambda + s^2)   over neglected directions:              (5)
 
