@@ -9,7 +9,7 @@ import torch
 from jlt.cli import geometry as cli
 from jlt.data.covariance import patches, token_moments
 from jlt.evaluation import records
-from jlt.experiments.geometry import leading_spectrum, measure_geometry
+from jlt.experiments.geometry import _leading_record, leading_spectrum, measure_geometry
 from jlt.experiments.report import page
 
 
@@ -137,9 +137,23 @@ def test_subspace_iteration_finds_the_leading_spectrum_within_its_stated_errors(
     assert (found.eigenvalues.numpy() <= exact[:12] + 1e-12).all()
     np.testing.assert_allclose(found.eigenvalues[:6], exact[:6], rtol=1e-3)  # four passes; the last ones are rougher
     assert found.trace == pytest.approx(exact.sum())
+
+
+@pytest.mark.parametrize("smallest", [-0.15, -3])  # flat, where many eigenvalues found are too low, and steep
+@pytest.mark.parametrize("count", [4, 12, 64])
+def test_the_effective_rank_of_a_leading_spectrum_lies_between_its_bounds(smallest, count):
+    scale = torch.logspace(0, smallest, 96, dtype=torch.float64).sqrt().reshape(6, 4, 4)
+    stored = Stored(scale * torch.randn(300, 6, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    exact = np.linalg.eigvalsh(np.cov(patches(stored.latents, None).numpy(), rowvar=False))[::-1]
+    found = leading_spectrum(stored, count)
     low, high = found.square
-    assert low <= (exact**2).sum() * (1 + 1e-9)
-    assert (exact**2).sum() <= high * (1 + 1e-3)  # the bound takes the last eigenvalue found for that of its rank
+    assert low <= (exact**2).sum() <= high
+    values = _leading_record("x", found).values
+    rank = exact.sum() ** 2 / (exact**2).sum()
+    assert values["effective rank, at least"].value <= rank <= values["effective rank, at most"].value
+    needed, told = int((exact.cumsum() < 0.9 * exact.sum()).sum()) + 1, "directions for 90 % of the variance, at most"
+    assert (told in values) == (found.eigenvalues.sum().item() >= 0.9 * exact.sum())
+    assert told not in values or needed <= values[told].value
 
 
 def test_a_large_whole_image_is_measured_by_its_leading_spectrum(monkeypatch, tmp_path):
@@ -169,5 +183,10 @@ def test_the_command_forecasts_at_a_rank_and_refuses_what_whole_images_have_not(
     assert [part["kind"] for part in parts] == ["target"] * 3 + ["forecast"]
     assert parts[-1]["settings"]["rank"] == 2
     assert sorted(read) == [0, *range(50)]  # one pass serves all, besides a look at the shape
+    read.clear()
+    monkeypatch.setattr("jlt.experiments.local_geometry.DENSE", 10)
+    with pytest.raises(ValueError, match="tokens close up may have 10 numbers, these have 48; --no-local"):
+        cli.run(tmp_path, whole=True)
+    assert read == [0]  # before the spectrum is worked out
     with pytest.raises(ValueError, match="--whole measures a spectrum alone"):
         cli.run(tmp_path, whole=True, rank=2)

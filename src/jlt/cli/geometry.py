@@ -49,6 +49,10 @@ def run(
         raise ValueError("--whole measures a spectrum alone; --rank and --run are for tokens of --patch-size")
     if loss_space is not None and rank is None:
         raise ValueError(f"--loss-space {loss_space} is of the forecast that --rank asks for, which was not given")
+    if local:
+        from jlt.experiments.local_geometry import check_tokens, measure_local_geometry
+
+        check_tokens(opened, size)
     if run:
         from jlt.experiments.mechanism import by_seed, measure_mechanism, run_names
         from jlt.sampling import load
@@ -65,8 +69,6 @@ def run(
     if moments is not None and run:
         sections.append(measure_mechanism(runs, held_out, moments[1], patch_size))
     if local:
-        from jlt.experiments.local_geometry import measure_local_geometry
-
         sections.append(measure_local_geometry(opened, size))
     record = dataclasses.replace(record, parts=(*record.parts, *sections))
     if out is not None:

@@ -77,10 +77,14 @@ class Leading:
 
     @property
     def square(self) -> tuple[float, float]:
-        """Bounds of tr Sigma^2: the rest of the variance is spread evenly, or held by as few as can be."""
-        found = self.eigenvalues.square().sum().item()
+        """Bounds of tr Sigma^2: the rest of the variance is spread evenly, or all in one direction.
+
+        In a basis that begins with the vectors found, Sigma is diagonal there, its block beside it has the errors for
+        the lengths of its columns, and only the trace of its last block is known.
+        """
+        found = (self.eigenvalues.square() + 2 * self.errors.square()).sum().item()
         rest, left = max(self.trace - self.eigenvalues.sum().item(), 0.0), self.dimension - len(self.eigenvalues)
-        return found + rest**2 / max(left, 1), found + rest * self.eigenvalues[-1].item()
+        return found + rest**2 / max(left, 1), found + rest**2
 
 
 def leading_spectrum(
@@ -134,7 +138,7 @@ def measure_leading(latents: Measurable, batch_size: int = 256, name: str = "Lat
             "spectrum": Figure(
                 "The largest eigenvalues of the covariance of whole images, by subspace iteration, each with its "
                 "error. A spectrum that falls fast leaves the network few directions to get right.",
-                "direction", "variance",
+                "direction", "variance, and its error",
                 {
                     "variance": (list(range(1, len(found.eigenvalues) + 1)), found.eigenvalues.tolist()),
                     "error": (list(range(1, len(found.eigenvalues) + 1)), found.errors.tolist()),
@@ -158,6 +162,9 @@ def _leading_record(target: str, found: Leading) -> Record:
         "effective rank, at least": Value(trace**2 / max(squares)),
         "effective rank, at most": Value(trace**2 / min(squares)),
     }
+    held = geometry.target_spectrum(found.eigenvalues, c_x, c_eps).cumsum(0)  # no less by the eigenvectors themselves
+    if len(enough := (held >= 0.9 * trace * (1 - geometry.ROUNDING)).nonzero()):
+        values["directions for 90 % of the variance, at most"] = Value(int(enough[0]) + 1)
     settings = {"covariance": COVARIANCES[target], "c_x": c_x, "c_eps": c_eps}
     return Record(kind="target", name=target, values=values, settings=settings)
 

@@ -53,9 +53,7 @@ def measure_local_geometry(
     dimension, at most a twentieth of them. Means and standard deviations are over classes, and over `num_anchors`
     neighbourhoods. Fewer than 100 tokens that differ are a ValueError.
     """
-    shape = latents.gather(torch.zeros(1, dtype=torch.int64)).shape
-    if (numbers := shape[1] * (patch_size**2 if patch_size else shape[2] * shape[3])) > DENSE:
-        raise ValueError(f"tokens close up may have {DENSE} numbers, these have {numbers}; --no-local leaves them out")
+    check_tokens(latents, patch_size)
     index = torch.arange(min(len(latents), max_images)) * len(latents) // min(len(latents), max_images)
     cut = [patches(latents.gather(part), patch_size).double() for part in index.split(500)]
     tokens = torch.cat(cut)
@@ -121,6 +119,13 @@ def measure_local_geometry(
         },
         parts=tuple(parts),
     )  # fmt: skip
+
+
+def check_tokens(latents: LabelledLatents, patch_size: int | None) -> None:
+    """Raise a ValueError for tokens of more numbers than DENSE."""
+    shape = latents.gather(torch.zeros(1, dtype=torch.int64)).shape
+    if (numbers := shape[1] * (patch_size**2 if patch_size else shape[2] * shape[3])) > DENSE:
+        raise ValueError(f"tokens close up may have {DENSE} numbers, these have {numbers}; --no-local leaves them out")
 
 
 def some(points: Float[Tensor, "n d"], count: int, generator: torch.Generator) -> Float[Tensor, "m d"]:
