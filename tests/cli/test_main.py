@@ -426,6 +426,11 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["encode", "absent", "OUT"], "absent"),
         (["geometry", "absent"], "absent"),
         (["geometry", "CHAIN/latents", "--loss-space", "x"], "--loss-space x is of the forecast that --rank asks for"),
+        (["geometry", "CHAIN/latents", "--time-std", "1"], "--time-std 1.0 is of the forecast that --rank asks for"),
+        (
+            ["geometry", "CHAIN/latents", "--rank", "2", "--floor", "-1"],
+            "floor must be at least 0 and finite, got -1.0",
+        ),
         (["doctor", "--dtype", "bfloat16"], "--dtype bfloat16 is of the rehearsal that --train asks for"),
         (["latents", "check", "absent"], "absent"),
     ],

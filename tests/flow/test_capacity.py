@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from jlt.flow import TARGETS, TimeDensity, geometry, interpolate, loss, target
+from jlt.flow import TARGETS, WEIGHTS, TimeDensity, geometry, interpolate, loss, target
 from jlt.flow.capacity import fates, forecast, loss_weight, quadrature, recommend
 from jlt.flow.targets import residual
 
@@ -279,3 +279,17 @@ def test_a_target_whose_skip_is_the_optimal_linear_denoiser_needs_no_rank_on_gau
     torch.testing.assert_close(nothing.variance, SPECTRUM, rtol=1e-3, atol=0)  # midpoints where t nears 1
     assert directions.score.max() < 1e-20
     assert nothing.x_error == pytest.approx(forecast(directions, 6).x_error)
+
+
+@pytest.mark.parametrize("weight", sorted(WEIGHTS))
+def test_a_weight_multiplies_what_keeping_a_direction_is_worth_at_each_time_and_changes_no_judgement(weight):
+    plain, weighted = (
+        [fates(SPECTRUM, TARGETS["v"], TARGETS["x"], t[None], weight=name) for t in FEW]
+        for name in ("constant", weight)
+    )
+    for t, one, other in zip(FEW, plain, weighted, strict=True):
+        torch.testing.assert_close(other.score, WEIGHTS[weight](t) * one.score)
+        torch.testing.assert_close(other.loss, WEIGHTS[weight](t) * one.loss)
+        torch.testing.assert_close(other.variance, one.variance)
+    whole = fates(SPECTRUM, TARGETS["v"], TARGETS["x"], FEW, weight=weight).score
+    torch.testing.assert_close(whole, torch.stack([each.score for each in weighted]).mean(0))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tyro
 
+from jlt import files
 from jlt.cli.places import LatentsPath
 
 
@@ -16,6 +17,10 @@ def run(
     split: str = "train",
     rank: int | None = None,
     loss_space: str | None = None,
+    loss_weight: str | None = None,
+    floor: float | None = None,
+    time_mean: float | None = None,
+    time_std: float | None = None,
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
     local: bool = True,
     out: Path | None = None,
@@ -31,6 +36,10 @@ def run(
         rank: Forecast what each target does with a denoiser that outputs only so many directions, such as the width
             of a Transformer's last layer where it is below the numbers of a token.
         loss_space: Space of the loss that the forecast's denoiser is trained with, by default v.
+        loss_weight: Weight of that loss over t, by default constant.
+        floor: Least abs(det) of its readout, by default 0.05.
+        time_mean: Mean of logit(t) in its training, by default -0.8.
+        time_std: Standard deviation of logit(t) in its training, by default 0.8.
         run: A trained run, or ORG/NAME of the Hub, whose errors on held-out latents to measure by direction; repeat it
             to compare runs with the first. Runs that differ in the seed alone are one, with mean and standard
             deviation.
@@ -47,8 +56,27 @@ def run(
     opened, size = open_latents(latents, split=split), None if whole else patch_size
     if whole and (rank is not None or run):
         raise ValueError("--whole measures a spectrum alone; --rank and --run are for tokens of --patch-size")
-    if loss_space is not None and rank is None:
-        raise ValueError(f"--loss-space {loss_space} is of the forecast that --rank asks for, which was not given")
+    of_forecast = {
+        "--loss-space": loss_space,
+        "--loss-weight": loss_weight,
+        "--floor": floor,
+        "--time-mean": time_mean,
+        "--time-std": time_std,
+    }
+    for option, value in of_forecast.items():
+        if value is not None and rank is None:
+            raise ValueError(f"{option} {value} is of the forecast that --rank asks for, which was not given")
+    if rank is not None:
+        from jlt import flow
+        from jlt.experiments.capacity import measure_capacity
+        from jlt.flow.targets import check_floor
+
+        space, weight, least = loss_space or "v", loss_weight or "constant", 0.05 if floor is None else floor
+        asked = {name: value for name, value in (("mean", time_mean), ("std", time_std)) if value is not None}
+        times = dataclasses.replace(flow.TimeDensity(), **asked)
+        flow.target(space)
+        files.choose("loss weight", weight, flow.WEIGHTS)
+        check_floor(least)
     if local:
         from jlt.experiments.local_geometry import check_tokens, measure_local_geometry
 
@@ -63,9 +91,7 @@ def run(
     moments = None if whole else token_moments(opened, patch_size)
     record = measure_geometry(opened, size, name=f"Geometry of {latents.name}", moments=moments)
     if moments is not None and rank is not None:
-        from jlt.experiments.capacity import measure_capacity
-
-        sections.append(measure_capacity(spectrum(moments[1]), rank, loss_space or "v"))
+        sections.append(measure_capacity(spectrum(moments[1]), rank, space, times, least, weight))
     if moments is not None and run:
         sections.append(measure_mechanism(runs, held_out, moments[1], patch_size))
     if local:

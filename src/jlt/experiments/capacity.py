@@ -22,18 +22,20 @@ def measure_capacity(
     space: str = "v",
     times: flow.TimeDensity = flow.TimeDensity(),  # noqa: B008
     floor: float = 0.05,
+    weight: str = "constant",
     name: str = "Forecast",
 ) -> Record:
     """Forecast every target's error and samples at a rank, for a spectrum in falling order.
 
-    `space` and `times` are those of training; the error of x is averaged over uniform times for all.
+    `space`, `times`, `floor` and `weight` (a key of jlt.flow.loss.WEIGHTS) are those of training; the error of x is
+    averaged over uniform times for all.
     """
     t, dimension = capacity.quadrature(times), len(eigenvalues)
     trace = eigenvalues.double().sum().item()
     directions = {
-        name: capacity.fates(eigenvalues, flow.target(name), flow.target(space), t, floor) for name in TARGETS
+        name: capacity.fates(eigenvalues, flow.target(name), flow.target(space), t, floor, weight) for name in TARGETS
     }
-    best, reason = capacity.recommend(eigenvalues, rank, ("x", "v"), space, times, floor)
+    best, reason = capacity.recommend(eigenvalues, rank, ("x", "v"), space, times, floor, weight)
     sweep = {name: [capacity.forecast(each, r) for r in range(dimension + 1)] for name, each in directions.items()}
     by_error = {name: [one.x_error * dimension / trace for one in each] for name, each in sweep.items()}
     by_samples = {name: [one.frechet / trace for one in each] for name, each in sweep.items()}
@@ -77,7 +79,8 @@ def measure_capacity(
         }
         | {f"ranks whose best {which} differs by error and by samples": Value(len(at)) for which, at in split.items()},
         settings={
-            "rank": rank, "loss_space": space, "times": f"{times.name}({times.mean:g}, {times.std:g})", "floor": floor,
+            "rank": rank, "loss_space": space, "loss_weight": weight,
+            "times": f"{times.name}({times.mean:g}, {times.std:g})", "floor": floor,
             "recommended": best, "reason": reason, "disagreement": {which: ranges(at) for which, at in split.items()},
         },
         figures={

@@ -51,7 +51,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from jlt import files
 from jlt.flow import geometry
+from jlt.flow.loss import WEIGHTS
 from jlt.flow.targets import CHANNELS, Target, floored, target
 from jlt.flow.times import TimeDensity
 
@@ -111,22 +113,28 @@ def loss_weight(of: Target, space: Target, t: Float[Tensor, "..."], floor: float
 
 
 def fates(
-    eigenvalues: Float[Tensor, " d"], of: Target, space: Target, t: Float[Tensor, " n"], floor: float = 0.05
+    eigenvalues: Float[Tensor, " d"],
+    of: Target,
+    space: Target,
+    t: Float[Tensor, " n"],
+    floor: float = 0.05,
+    weight: str = "constant",
 ) -> Fates:
-    """Work out what keeping or neglecting each direction means for a target trained at times `t` of equal weight.
+    """Work out what keeping or neglecting each direction means for a target trained at times `t`, drawn equally often.
 
-    Raises a ValueError for a target or space with coefficients by channel, which eigen-directions are not.
+    `weight` is a key of jlt.flow.loss.WEIGHTS. Raises a ValueError for a target or space with coefficients by channel,
+    which eigen-directions are not.
     """
     for side in (of, space):
         if side.short == CHANNELS:
             raise ValueError(f"a forecast is of eigen-directions, {CHANNELS} has a variance for each channel")
     spectrum, t = eigenvalues.double().clamp(min=0), t.double()[:, None]
-    weight = loss_weight(of, space, t, floor)
+    w = files.choose("loss weight", weight, WEIGHTS)(t) * loss_weight(of, space, t, floor)
     explained = geometry.optimal_coefficient(spectrum, *of.coefficients(t), t) ** 2 * geometry.noisy_variance(
         spectrum, t
     )
     least = geometry.conditional_variance(spectrum, *of.coefficients(t), t)
-    score, loss = (weight * explained).mean(0), (weight * least).mean(0)
+    score, loss = (w * explained).mean(0), (w * least).mean(0)
     uniform = quadrature(TimeDensity("uniform"))[:, None]
     gains = [velocity_gain(spectrum, of, uniform, keep, floor) for keep in (False, True)]
     return Fates(
@@ -192,6 +200,7 @@ def recommend(
     space: str = "v",
     times: TimeDensity = TimeDensity(),  # noqa: B008
     floor: float = 0.05,
+    weight: str = "constant",
 ) -> tuple[str, str]:
     """Return the target whose samples are forecast nearest to data of any shape, and a sentence that says why.
 
@@ -199,7 +208,7 @@ def recommend(
     counts.
     """
     trace, t = eigenvalues.double().sum().item(), quadrature(times)
-    found = {name: forecast(fates(eigenvalues, target(name), target(space), t, floor), rank) for name in names}
+    found = {name: forecast(fates(eigenvalues, target(name), target(space), t, floor, weight), rank) for name in names}
     nearest = min(each.at_most for each in found.values())
     best = next(name for name, each in found.items() if each.at_most <= nearest + 0.01 * trace)
     told = ", ".join(f"{e.frechet / trace:.3g} to {e.at_most / trace:.3g} for {name}" for name, e in found.items())

@@ -25,7 +25,9 @@ def by_forecast(config: TrainConfig, latents: Latents) -> tuple[str, str]:
     width = config.model(latents.shape, latents.num_classes).hidden_size
     eigenvalues = spectrum(covariance) / config.noise_scale**2
     rank = capacity.rank_of(width, len(eigenvalues))
-    return capacity.recommend(eigenvalues, rank, ("x", "v"), config.loss_space, config.times, config.floor)
+    return capacity.recommend(
+        eigenvalues, rank, ("x", "v"), config.loss_space, config.times, config.floor, config.loss_weight
+    )
 
 
 def by_channel(config: TrainConfig, latents: Latents) -> tuple[str, str]:
