@@ -3,14 +3,14 @@
     python benchmarks/ablation.py forecast fm     # docs/records/ablation-forecast.json, from the latents in fm
     python benchmarks/ablation.py tables          # docs/ablation.md, docs/ablation/fd.png, from docs/records
 
-The page's commands make the records; docs/records/ablation-OUT.json is the record.json of the comparison fm/OUT. A row
-is looked for in all of them, so the runs of one comparison can stand in several tables; rows that are in none have
-their cells marked. A forecast is the Frechet distance of samples, and what it is at most for data of any shape, in
-units of the data's variance, of a denoiser that keeps as many of a token's directions as the network is wide, or half
-of them if it is no narrower (jlt.flow.capacity.rank_of), with the velocity loss and the paper's times; beside it, of
-how many ranks below the full one x is forecast before v by the first. Where latents differ, a column has the distance of
-held-out images decoded from them. A difference is that of paired seeds with its 95 % interval, from the first row of
-the same latents, size and patch size.
+The page's commands make the records; docs/records/ablation-OUT.json is the record.json of the comparison fm/OUT. A
+row is looked for in all of them, so the runs of one comparison can stand in several tables; rows that are in none
+have their cells marked. A forecast is the Frechet distance of samples, and what it is at most for data of any shape,
+in units of the data's variance, of a denoiser that keeps as many of a token's directions as the network is wide, or
+half of them if it is no narrower (jlt.flow.capacity.rank_of), with the velocity loss and the paper's times; beside
+it, of how many ranks below the full one x is forecast before v by the first. Where latents differ, a column has the
+distance of held-out images decoded from them. A difference is that of paired seeds with its 95 % interval, from the
+first row of the same latents, size and patch size.
 """
 
 import argparse
