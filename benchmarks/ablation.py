@@ -254,7 +254,7 @@ def main() -> None:
         records.write(record, DOCS / "records" / "ablation-forecast.json")
     page, (found, forecasts) = DOCS / "ablation.md", read(DOCS / "records")
     files.write_bytes(page, filled(page.read_text(), found, forecasts).encode())
-    plots.save(DOCS / "ablation" / "fd.png", plots.panels(list(curves(found).values())))
+    plots.save(DOCS / "ablation" / "fd.png", plots.panels(list(curves(found).values()), columns=2))
 
 
 if __name__ == "__main__":

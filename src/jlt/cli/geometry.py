@@ -63,17 +63,19 @@ def run(
         "--time-mean": time_mean,
         "--time-std": time_std,
     }
-    for option, value in of_forecast.items():
-        if value is not None and rank is None:
-            raise ValueError(f"{option} {value} is of the forecast that --rank asks for, which was not given")
+    for option, given in of_forecast.items():
+        if given is not None and rank is None:
+            raise ValueError(f"{option} {given} is of the forecast that --rank asks for, which was not given")
     if rank is not None:
         from jlt import flow
         from jlt.experiments.capacity import measure_capacity
         from jlt.flow.targets import check_floor
 
         space, weight, least = loss_space or "v", loss_weight or "constant", 0.05 if floor is None else floor
-        asked = {name: value for name, value in (("mean", time_mean), ("std", time_std)) if value is not None}
-        times = dataclasses.replace(flow.TimeDensity(), **asked)
+        usual = flow.TimeDensity()
+        times = flow.TimeDensity(
+            mean=usual.mean if time_mean is None else time_mean, std=usual.std if time_std is None else time_std
+        )
         flow.target(space)
         files.choose("loss weight", weight, flow.WEIGHTS)
         check_floor(least)

@@ -68,9 +68,9 @@ def draw(figure: Figure, styled: Sequence[str] = ()) -> "Drawing":
             handles.append(line)
             axes.add_line(line)
             if any(spreads):
-                low = [b - spread if _visible(b - spread, y_scale) else min(ys) for _, b, spread in shown]
-                high = [b + spread for _, b, spread in shown]
-                axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+                below = [b - spread if _visible(b - spread, y_scale) else min(ys) for _, b, spread in shown]
+                above = [b + spread for _, b, spread in shown]
+                axes.fill_between(xs, below, above, color=line.get_color(), alpha=0.18, linewidth=0)
         axes.autoscale_view()
         for axis, scale in ((axes.xaxis, x_scale), (axes.yaxis, y_scale)):
             if scale == "linear":

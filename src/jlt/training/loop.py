@@ -374,8 +374,8 @@ def adopt(model: Transformer, base: Checkpoint) -> None:
 
 def refuse_changes(saved: dict[str, Any], asked: dict[str, Any], run: Path) -> None:
     """Raise a ValueError that lists the settings that differ and may not."""
-    fixed = [{name: value for name, value in side.items() if name not in MAY_CHANGE} for side in (saved, asked)]
-    if listed := list(files.differences(*fixed)):
+    there, here = ({k: value for k, value in side.items() if k not in MAY_CHANGE} for side in (saved, asked))
+    if listed := list(files.differences(there, here)):
         raise ValueError(f"{run} was started with other settings: {'; '.join(listed)}")
 
 
