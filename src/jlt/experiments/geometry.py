@@ -177,7 +177,7 @@ def geometry_figures(eigenvalues: Float[Tensor, " d"]) -> dict[str, Figure]:
     figures = {
         "spectrum": Figure(
             "Variance of each target along the eigen-directions of the latents' covariance. "
-            "Velocity adds 1 to every direction, which hides the shape of the small ones.",
+            "Velocity adds 1 to every direction, which hides the shape of what is far below 1.",
             "direction",
             "variance",
             {
