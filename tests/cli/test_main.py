@@ -426,6 +426,7 @@ def test_a_dry_run_takes_options_and_the_latents_given(chain: Path, capsys: pyte
         (["encode", "absent", "OUT"], "absent"),
         (["geometry", "absent"], "absent"),
         (["geometry", "CHAIN/latents", "--loss-space", "x"], "--loss-space x is of the forecast that --rank asks for"),
+        (["geometry", "CHAIN/latents", "--target", "k=0..1"], "covariance of k=0..1 changes with t: c_x, c_eps are"),
         (["geometry", "CHAIN/latents", "--time-std", "1"], "--time-std 1.0 is of the forecast that --rank asks for"),
         (
             ["geometry", "CHAIN/latents", "--rank", "2", "--floor", "-1"],

@@ -69,6 +69,18 @@ def test_the_record_states_the_spectra_of_all_three_targets():
     np.testing.assert_allclose(lines, [spectrum, np.ones(3), spectrum + 1])
 
 
+def test_a_target_of_constant_coefficients_has_the_spectrum_of_its_mixture():
+    record = measure_geometry(latents(), targets=("x", "k=0.5", "v"))
+    x, between, _ = record.parts
+    assert between.settings["covariance"] == "Σ + 0.25 I"
+    assert between.values["largest eigenvalue"].value == pytest.approx(x.values["largest eigenvalue"].value + 0.25)
+    assert list(record.figures["spectrum"].lines) == ["x: Σ", "k=0.5: Σ + 0.25 I", "v: Σ + I"]
+    with pytest.raises(
+        ValueError, match=r"covariance of k=0\.\.1 changes with t: c_x, c_eps are .* at t = 0, .* at t = 1"
+    ):
+        measure_geometry(latents(), targets=("k=0..1",))
+
+
 def test_the_figures_keep_the_ratio_of_ambiguities():
     time, x = measure_geometry(latents()).figures["ambiguity"].lines["x"]
     _, v = measure_geometry(latents()).figures["ambiguity"].lines["v"]

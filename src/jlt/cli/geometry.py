@@ -15,6 +15,7 @@ def run(
     patch_size: int = 1,
     whole: bool = False,
     split: str = "train",
+    target: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     rank: int | None = None,
     loss_space: str | None = None,
     loss_weight: str | None = None,
@@ -33,6 +34,7 @@ def run(
         patch_size: Side of the square of latent positions that makes one token.
         whole: Take the whole image as one token.
         split: Which of the folder's splits to measure.
+        target: A target to show beside x, eps and v, such as k=0.25; repeat it for more.
         rank: Forecast what each target does with a denoiser that outputs only so many directions, such as the width
             of a Transformer's last layer where it is below the numbers of a token.
         loss_space: Space of the loss that the forecast's denoiser is trained with, by default v.
@@ -50,9 +52,12 @@ def run(
     from jlt.data import open_latents
     from jlt.data.covariance import spectrum, token_moments
     from jlt.evaluation import records
-    from jlt.experiments.geometry import measure_geometry
+    from jlt.experiments.geometry import TARGETS, constants, measure_geometry
     from jlt.experiments.report import text_table
 
+    targets = tuple(dict.fromkeys([*TARGETS, *target]))
+    for name in targets:
+        constants(name)  # which an unknown one has not
     opened, size = open_latents(latents, split=split), None if whole else patch_size
     if whole and (rank is not None or run):
         raise ValueError("--whole measures a spectrum alone; --rank and --run are for tokens of --patch-size")
@@ -91,7 +96,7 @@ def run(
         held_out = open_latents(latents, split="held-out")
     sections = []
     moments = None if whole else token_moments(opened, patch_size)
-    record = measure_geometry(opened, size, name=f"Geometry of {latents.name}", moments=moments)
+    record = measure_geometry(opened, size, name=f"Geometry of {latents.name}", moments=moments, targets=targets)
     if moments is not None and rank is not None:
         sections.append(measure_capacity(spectrum(moments[1]), rank, space, times, least, weight))
     if moments is not None and run:

@@ -1,16 +1,17 @@
 """The geometry of stored latents: the spectrum of their covariance, and what each prediction target makes of it.
 
-The covariance is that of tokens: the channels of one latent position, of one p x p patch of positions in (row, column,
-channel) order, which is what the network's input layer sees, or of the whole image. Sums run in float64 over the whole
-set. The record has one part a target (x, eps, v) with the statistics of its covariance (Sigma, I, Sigma + I), and
-figures of the spectra and, against t, of the optimal linear coefficients and the ambiguity (paper, "Local
-linear-Gaussian analysis").
+The covariance is that of tokens: the channels of one latent position, of one p x p patch of positions in (row,
+column, channel) order, which is what the network's input layer sees, or of the whole image. Sums run in float64 over
+the whole set. The record has one part a target (x, eps, v, and others of constant coefficients where they are asked
+for) with the statistics of its covariance c_x^2 Sigma + c_eps^2 I, and figures of the spectra and, against t, of the
+optimal linear coefficients and the ambiguity (paper, "Local linear-Gaussian analysis").
 
 A whole image of more than DENSE numbers has its LEADING largest eigenvalues measured by subspace iteration (Halko,
 Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4), each with its error; the trace is exact, and what needs the rest
 of the spectrum is given between bounds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +25,9 @@ from jlt.evaluation.records import Figure, Record, Value
 from jlt.flow import geometry
 
 Moments = tuple[Float[Tensor, " d"], Float[Tensor, "d d"], int]  # mean, covariance and number of tokens
-COVARIANCES = {"x": "Σ", "eps": "I", "v": "Σ + I"}
 DENSE = 4096  # numbers whose covariance is still worked out whole: 134 MB
 LEADING = 256
-TARGETS = {name: flow.TARGETS[name].coefficients(0.0) for name in COVARIANCES}  # c_x, c_eps; none depends on t
+TARGETS = ("x", "eps", "v")
 
 
 def measure_geometry(
@@ -36,15 +36,17 @@ def measure_geometry(
     batch_size: int = 256,
     name: str = "Latent geometry",
     moments: Moments | None = None,
+    targets: Sequence[str] = TARGETS,
 ) -> Record:
     """Measure the covariance of all tokens and return its statistics, for each target, as a record.
 
+    A target whose coefficients change with t has no one covariance, and is a ValueError.
     `moments` are the tokens' (jlt.data.covariance.token_moments), where they are known already. A `patch_size` of None
     takes the whole image as one token. A singular covariance has no condition number: that value
     is then missing, and `singular directions` counts why.
     """
     if patch_size is None and latents.gather(torch.zeros(1, dtype=torch.int64)).numel() > DENSE:
-        return measure_leading(latents, batch_size, name)
+        return measure_leading(latents, batch_size, name, targets)
     mean, covariance, num_tokens = moments or token_moments(latents, patch_size, batch_size)
     eigenvalues = spectrum(covariance)
     channels, height, width = latents.gather(torch.zeros(1, dtype=torch.int64)).shape[1:]
@@ -61,8 +63,8 @@ def measure_geometry(
             "latent shape": [channels, height, width],
             "patch_size": patch_size or "whole image",
         },
-        figures=geometry_figures(eigenvalues),
-        parts=tuple(_target_record(target, eigenvalues) for target in TARGETS),
+        figures=geometry_figures(eigenvalues, targets),
+        parts=tuple(_target_record(target, eigenvalues) for target in targets),
     )
 
 
@@ -121,7 +123,9 @@ def leading_spectrum(
     return Leading(eigenvalues, errors, trace, dimension)
 
 
-def measure_leading(latents: Measurable, batch_size: int = 256, name: str = "Latent geometry") -> Record:
+def measure_leading(
+    latents: Measurable, batch_size: int = 256, name: str = "Latent geometry", targets: Sequence[str] = TARGETS
+) -> Record:
     """Measure the leading spectrum of the whole image, for each target, as a record."""
     found = leading_spectrum(latents, batch_size=batch_size)
     return Record(
@@ -146,12 +150,12 @@ def measure_leading(latents: Measurable, batch_size: int = 256, name: str = "Lat
                 x_scale="log", y_scale="log",
             )
         },
-        parts=tuple(_leading_record(target, found) for target in TARGETS),
+        parts=tuple(_leading_record(target, found) for target in targets),
     )  # fmt: skip
 
 
 def _leading_record(target: str, found: Leading) -> Record:
-    c_x, c_eps = map(float, TARGETS[target])
+    c_x, c_eps = constants(target)
     trace = c_x**2 * found.trace + c_eps**2 * found.dimension
     squares: list[float] = [
         c_x**4 * square + 2 * (c_x * c_eps) ** 2 * found.trace + c_eps**4 * found.dimension for square in found.square
@@ -162,14 +166,28 @@ def _leading_record(target: str, found: Leading) -> Record:
         "effective rank, at least": Value(trace**2 / max(squares)),
         "effective rank, at most": Value(trace**2 / min(squares)),
     }
-    held = geometry.target_spectrum(found.eigenvalues, c_x, c_eps).cumsum(0)  # no less by the eigenvectors themselves
+    held = geometry.target_spectrum(found.eigenvalues, c_x, c_eps).cumsum(0)  # of as many eigenvectors at least
     if len(enough := (held >= 0.9 * trace * (1 - geometry.ROUNDING)).nonzero()):
         values["directions for 90 % of the variance, at most"] = Value(int(enough[0]) + 1)
-    settings = {"covariance": COVARIANCES[target], "c_x": c_x, "c_eps": c_eps}
+    settings = {"covariance": formula(target), "c_x": c_x, "c_eps": c_eps}
     return Record(kind="target", name=target, values=values, settings=settings)
 
 
-def geometry_figures(eigenvalues: Float[Tensor, " d"]) -> dict[str, Figure]:
+def constants(target: str) -> tuple[float, float]:
+    """Return c_x and c_eps of a target, which may not change with t."""
+    start, end = (tuple(map(float, flow.target(target).coefficients(t))) for t in (0.0, 1.0))
+    if start != end:
+        raise ValueError(f"the covariance of {target} changes with t: c_x, c_eps are {start} at t = 0, {end} at t = 1")
+    return start[0], start[1]
+
+
+def formula(target: str) -> str:
+    """Return a target's covariance as a formula, such as "Σ + 0.25 I"."""
+    squares = zip((c**2 for c in constants(target)), ("Σ", "I"), strict=True)
+    return " + ".join(name if square == 1 else f"{square:g} {name}" for square, name in squares if square)
+
+
+def geometry_figures(eigenvalues: Float[Tensor, " d"], targets: Sequence[str] = TARGETS) -> dict[str, Figure]:
     """Return the spectra, the optimal coefficients of x and v, and the ambiguity, for a spectrum in falling order."""
     directions = list(range(1, len(eigenvalues) + 1))
     time = torch.linspace(0, 0.98, 50, dtype=torch.float64)  # v's coefficient and ambiguity may diverge at t = 1
@@ -181,11 +199,11 @@ def geometry_figures(eigenvalues: Float[Tensor, " d"]) -> dict[str, Figure]:
             "direction",
             "variance",
             {
-                f"{target}: {COVARIANCES[target]}": (
+                f"{target}: {formula(target)}": (
                     directions,
-                    geometry.target_spectrum(eigenvalues, *coefficients).tolist(),
+                    geometry.target_spectrum(eigenvalues, *constants(target)).tolist(),
                 )
-                for target, coefficients in TARGETS.items()
+                for target in targets
             },
             y_scale="log",
         )
@@ -202,7 +220,7 @@ def geometry_figures(eigenvalues: Float[Tensor, " d"]) -> dict[str, Figure]:
             {
                 f"{name}, λ = {eigenvalue.item():.3g}": (
                     time.tolist(),
-                    geometry.optimal_coefficient(eigenvalue, *TARGETS[target], time).tolist(),
+                    geometry.optimal_coefficient(eigenvalue, *constants(target), time).tolist(),
                 )
                 for name, eigenvalue in chosen.items()
             },
@@ -215,9 +233,9 @@ def geometry_figures(eigenvalues: Float[Tensor, " d"]) -> dict[str, Figure]:
         {
             target: (
                 time.tolist(),
-                geometry.conditional_variance(eigenvalues, *coefficients, time[:, None]).mean(1).tolist(),
+                geometry.conditional_variance(eigenvalues, *constants(target), time[:, None]).mean(1).tolist(),
             )
-            for target, coefficients in TARGETS.items()
+            for target in targets
         },
         y_scale="log",
     )
@@ -225,7 +243,7 @@ def geometry_figures(eigenvalues: Float[Tensor, " d"]) -> dict[str, Figure]:
 
 
 def _target_record(target: str, eigenvalues: Float[Tensor, " d"]) -> Record:
-    c_x, c_eps = TARGETS[target]
+    c_x, c_eps = constants(target)
     statistics = geometry.spectrum_statistics(geometry.target_spectrum(eigenvalues, c_x, c_eps))
     values = {
         "condition number": Value(statistics.condition_number),
@@ -238,5 +256,5 @@ def _target_record(target: str, eigenvalues: Float[Tensor, " d"]) -> Record:
     }
     if statistics.condition_number == float("inf"):  # which JSON cannot hold
         del values["condition number"]
-    settings = {"covariance": COVARIANCES[target], "c_x": c_x, "c_eps": c_eps}
+    settings = {"covariance": formula(target), "c_x": c_x, "c_eps": c_eps}
     return Record(kind="target", name=target, values=values, settings=settings)
