@@ -292,7 +292,7 @@ def test_old_checkpoints_go_but_for_those_that_are_kept(latents: Path, tmp_path:
     ("change", "message"),
     [
         ({"target": "v"}, "target is x there and v here"),
-        ({"times": TimeDensity(mean=0.0)}, "times is .* there and .* here"),
+        ({"times": TimeDensity(mean=0.0)}, r"times\.mean is -0\.8 there and 0\.0 here"),
         ({"learning_rate": 1.0, "seed": 5}, "learning_rate is 0.01 there and 1.0 here; seed is 0 there and 5 here"),
         ({"steps": 3}, "has finished step 4, but steps is 3"),
     ],
