@@ -33,6 +33,13 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert records.read(tmp_path / "record.json") == example(created=records.read(tmp_path / "record.json").created)
 
 
+def test_a_figure_written_without_spreads_and_level_has_none(tmp_path):
+    written = dataclasses.asdict(example())
+    del written["figures"]["loss"]["spreads"], written["figures"]["loss"]["level"]
+    files.write_json(tmp_path / "record.json", written)
+    assert records.read(tmp_path / "record.json").figures == example().figures
+
+
 def test_a_record_states_where_it_came_from():
     record = example()
     assert record.versions["python"] == platform.python_version()

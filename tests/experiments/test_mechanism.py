@@ -103,6 +103,7 @@ def test_the_record_compares_runs_with_the_first_and_the_basis_does_not_matter_t
     same = record.figures["v over x"].lines["largest variances"][1]
     assert same == pytest.approx([1.0] * len(TIMES), rel=1e-3)  # float32's rounding, over 1 - t = 0.05
     assert min(record.figures["worse over x"].lines["smallest variances"][1]) > 1
+    assert {figure.level for figure in record.figures.values()} == {1}  # all are ratios
     total = direction_errors(run("x"), stored(), basis).sum(1)
     torch.testing.assert_close(total, direction_errors(run("x"), stored(), torch.eye(3).double()).sum(1))
 

@@ -57,6 +57,15 @@ def test_a_line_lies_in_a_band_of_its_spread_that_a_log_scale_ends_at_the_line(s
         plots.draw(Figure("", "step", "loss", LINES, spreads={"DiT": [0.5]}))
 
 
+def test_a_level_is_a_line_across_the_axes_without_a_name():
+    drawing = plots.draw(Figure("", "step", "ratio", LINES, y_scale="log", level=4))
+    *lines, level = drawing.axes[0].lines
+    assert len(lines) == len(drawing.legends[0].get_texts()) == len(LINES)
+    assert (list(level.get_ydata()), level.get_color()) == ([4, 4], plots.INK)
+    bottom, top = drawing.axes[0].get_ylim()
+    assert bottom <= 0.25 < 4 <= top
+
+
 def test_a_log_scale_leaves_out_what_it_cannot_show():
     figure = Figure("Spectrum.", "direction", "variance", {"Sigma": ([1, 2, 3], [10, 0.1, 0])}, y_scale="log")
     (axes,) = plots.draw(figure).axes

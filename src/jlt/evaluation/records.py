@@ -90,7 +90,8 @@ class Value:
 class Figure:
     """Lines to plot: `lines[name]` is a pair (x, y) of equally long lists. Scales are "linear" or "log".
 
-    `spreads[name]`, where it is there, is the standard deviation of each y over repetitions.
+    `spreads[name]`, where it is there, is the standard deviation of each y over repetitions. `level` is the y that
+    lines are to be read against, such as 1 for ratios.
     """
 
     caption: str
@@ -100,6 +101,7 @@ class Figure:
     x_scale: str = "linear"
     y_scale: str = "linear"
     spreads: Mapping[str, Sequence[Number]] = field(default_factory=dict)
+    level: Number | None = None
 
 
 @dataclass(frozen=True)

@@ -209,12 +209,12 @@ def geometry_figures(eigenvalues: Float[Tensor, " d"], targets: Sequence[str] = 
         )
     }
     for target, fact in (
-        ("x", "damps directions of little variance"),
-        ("v", "amplifies directions of little variance"),
+        ("x", "the coefficient of x is near 0, and the network damps z"),
+        ("v", "that of v is near -1/(1-t), and the network amplifies z"),
     ):
         figures[f"coefficient of {target}"] = Figure(
-            f"Optimal linear coefficient E[{target}|z]/z in the directions of largest, median and smallest variance: "
-            f"a network that predicts {target} {fact}.",
+            f"Optimal linear coefficient E[{target}|z]/z in the directions of largest, median and smallest variance. "
+            f"Where tλ is far below (1-t)², {fact}.",
             "t (0 = noise, 1 = data)",
             f"E[{target}|z] / z",
             {

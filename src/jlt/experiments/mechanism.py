@@ -108,7 +108,7 @@ def measure_mechanism(
             f"short.{of_seeds(runs[name])}",
             "direction, from the largest variance", "error / closed form",
             {f"t = {t:g}": (numbers, (error.mean(0) / closed)[TIMES.index(t)].tolist()) for t in SHOWN},
-            y_scale="log",
+            y_scale="log", level=1,
         )  # fmt: skip
     variances = {
         name: torch.stack([sample_variances(run, latents, basis, patch_size, max_images) for run in seeds])
@@ -118,7 +118,8 @@ def measure_mechanism(
         "Variance of unguided samples by direction, over that of held-out latents. Below 1 the samples lack variance "
         f"of the data, above 1 they keep noise.{of_seeds(next(iter(runs.values())))}",
         "direction, from the largest variance", "variance of samples / of data",
-        {name: (numbers, found.mean(0).tolist()) for name, found in variances.items()}, y_scale="log",
+        {name: (numbers, found.mean(0).tolist()) for name, found in variances.items()},
+        y_scale="log", level=1,
     )  # fmt: skip
     (first, reference), *others = errors.items()
     for name, error in others:
@@ -130,7 +131,7 @@ def measure_mechanism(
             f"{first} is the better one.{of_seeds(next(iter(ratios.values())))}",
             "t (0 = noise, 1 = data)", "ratio of errors",
             {f"{which} variances": (list(TIMES), found.mean(0).tolist()) for which, found in ratios.items()},
-            y_scale="log",
+            y_scale="log", level=1,
         )  # fmt: skip
         values |= {
             f"{name} over {first}, {which} variances, t = {t:g}": mean_and_spread(found[:, TIMES.index(t)].tolist())

@@ -36,7 +36,8 @@ LEAST_TILE = 64  # pixels: smaller images are enlarged by a whole factor
 def draw(figure: Figure, styled: Sequence[str] = ()) -> "Drawing":
     """Draw the lines of a record's figure, in a band of their spread; a log scale leaves out what is not above 0.
 
-    Lines take their colours and dashes in the order of `styled`, those that are not in it after them.
+    Lines take their colours and dashes in the order of `styled`, those that are not in it after them; the figure's
+    level is a thin grey line without a name.
     """
     style = _style()
     from matplotlib.figure import Figure as Drawing
@@ -71,6 +72,8 @@ def draw(figure: Figure, styled: Sequence[str] = ()) -> "Drawing":
                 below = [b - spread if _visible(b - spread, y_scale) else min(ys) for _, b, spread in shown]
                 above = [b + spread for _, b, spread in shown]
                 axes.fill_between(xs, below, above, color=line.get_color(), alpha=0.18, linewidth=0)
+        if figure.level is not None and _visible(figure.level, y_scale):
+            axes.axhline(figure.level, color=INK, linewidth=0.8, zorder=1)
         axes.autoscale_view()
         for axis, scale in ((axes.xaxis, x_scale), (axes.yaxis, y_scale)):
             if scale == "linear":
