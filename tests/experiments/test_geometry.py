@@ -79,6 +79,8 @@ def test_a_target_of_constant_coefficients_has_the_spectrum_of_its_mixture():
         ValueError, match=r"covariance of k=0\.\.1 changes with t: c_x, c_eps are .* at t = 0, .* at t = 1"
     ):
         measure_geometry(latents(), targets=("k=0..1",))
+    with pytest.raises(ValueError, match="covariance of residual=channels changes with t"):
+        measure_geometry(latents(), targets=("residual=channels:4,1,0.1",))
 
 
 def test_the_figures_keep_the_ratio_of_ambiguities():

@@ -23,6 +23,7 @@ from jlt import flow
 from jlt.data.covariance import Measurable, patches, spectrum, token_moments
 from jlt.evaluation.records import Figure, Record, Value
 from jlt.flow import geometry
+from jlt.flow.targets import CHANNELS
 
 Moments = tuple[Float[Tensor, " d"], Float[Tensor, "d d"], int]  # mean, covariance and number of tokens
 DENSE = 4096  # numbers whose covariance is still worked out whole: 134 MB
@@ -175,7 +176,10 @@ def _leading_record(target: str, found: Leading) -> Record:
 
 def constants(target: str) -> tuple[float, float]:
     """Return c_x and c_eps of a target, which may not change with t."""
-    start, end = (tuple(map(float, flow.target(target).coefficients(t))) for t in (0.0, 1.0))
+    of = flow.target(target)
+    if of.short == CHANNELS:
+        raise ValueError(f"the covariance of {CHANNELS} changes with t, and its coefficients with the channel")
+    start, end = (tuple(map(float, of.coefficients(t))) for t in (0.0, 1.0))
     if start != end:
         raise ValueError(f"the covariance of {target} changes with t: c_x, c_eps are {start} at t = 0, {end} at t = 1")
     return start[0], start[1]
