@@ -93,6 +93,17 @@ def test_copies_of_a_token_change_the_whole_set_and_nothing_close_up():
     assert distances == [pytest.approx(0, abs=0.1)] * 2
 
 
+def test_a_class_of_copies_has_no_dimension_and_a_thousand_classes_have_enough_points_each():
+    blank = torch.zeros(20, 3, 4, 4, dtype=torch.float64)
+    copies = Stored(torch.cat([draw(200, 3, 4, 4), blank]), torch.cat([torch.arange(200) % 2, torch.full((20,), 2)]))
+    many = Stored(draw(1000, 3, 4, 4), torch.arange(1000))
+    for stored, counts in ((copies, (2, 2)), (many, (1000, 1000))):
+        inside = measure_local_geometry(stored).parts[1]
+        assert inside.name == "in a class"
+        names = ("variance / that of all tokens", "intrinsic dimension (TwoNN)")
+        assert tuple(inside.values[name].count for name in names) == counts
+
+
 def test_too_few_tokens_are_refused():
     with pytest.raises(ValueError, match="at least 100 that differ, got 16; --no-local leaves them out"):
         measure_local_geometry(Stored(draw(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64)))

@@ -25,6 +25,8 @@ from jlt.experiments.geometry import DENSE
 from jlt.flow import geometry
 
 LEAST_CLASS = 2  # times the dimension: tokens that a class needs for a covariance of its own
+CLASS_POINTS = 200  # at least, where there are so many, for a class's intrinsic dimension
+LEAST_POINTS = 10
 
 
 class LabelledLatents(Protocol):
@@ -51,7 +53,8 @@ def measure_local_geometry(
 
     A neighbourhood is a token's nearest tokens by Euclidean distance, among `num_points` that differ: four times the
     dimension, at most a twentieth of them. Means and standard deviations are over classes, and over `num_anchors`
-    neighbourhoods. Fewer than 100 tokens that differ are a ValueError.
+    neighbourhoods; a class of fewer than LEAST_POINTS tokens that differ has no intrinsic dimension. Fewer than 100
+    tokens that differ in all are a ValueError.
     """
     check_tokens(latents, patch_size)
     index = torch.arange(min(len(latents), max_images)) * len(latents) // min(len(latents), max_images)
@@ -77,7 +80,9 @@ def measure_local_geometry(
     large = [members for members in classes if len(members) >= LEAST_CLASS * dimension]
     parts = [_part("all tokens", [tokens], trace)]
     if len(classes) > 1 and large:
-        each = [some(members.unique(dim=0), num_points // len(large), generator) for members in large]
+        count = max(num_points // len(large), CLASS_POINTS)
+        each = [some(members.unique(dim=0), count, generator) for members in large]
+        each = [differing for differing in each if len(differing) >= LEAST_POINTS]
         parts.append(_part("in a class", large, trace, each))
     parts.append(_part("tokens that differ", [distinct], trace, [points]))
     for name, cloud in (("in a neighbourhood", points), ("in a neighbourhood of a Gaussian", draws)):
@@ -147,8 +152,8 @@ def two_nn(points: Float[Tensor, "n d"], batch_size: int = 500) -> tuple[float, 
         nearest = torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist").topk(3, largest=False).values
         ratios.append((nearest[:, 2] / nearest[:, 1])[nearest[:, 1] > 0])
     logs = torch.cat(ratios).log()
-    if len(logs) < 10 or logs.sum() == 0:
-        raise ValueError(f"an intrinsic dimension needs 10 points that differ, got {len(logs)}")
+    if len(logs) < LEAST_POINTS or logs.sum() == 0:
+        raise ValueError(f"an intrinsic dimension needs {LEAST_POINTS} points that differ, got {len(logs)}")
     dimension = (len(logs) - 1) / logs.sum().item()
     return dimension, dimension / len(logs) ** 0.5, len(logs)
 
