@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jlt.flow.random import MASK, Stream, kept, normal, permutation, philox, uniform
+from jlt.flow.random import MASK, Stream, kept, normal, permutation, philox, uniform, words
 
 KNOWN = [  # Random123's kat_vectors for philox4x32-10: counter, key, result
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -68,6 +68,23 @@ def test_uniform_numbers_fill_the_open_interval_evenly() -> None:
 @given(st.integers(0, 2**63 - 1), st.integers(1, 400))
 def test_a_permutation_holds_everything_once(seed: int, size: int) -> None:
     assert torch.equal(permutation(seed, Stream.DATA_ORDER, 0, size).sort().values, torch.arange(size))
+
+
+FIRST_WORDS = {  # of seed 2^33 + 7 at step 5, image 3
+    Stream.INITIAL_WEIGHTS: 2730263463, Stream.DATA_ORDER: 595236204, Stream.TIME: 719471487,
+    Stream.NOISE: 1206999519, Stream.LABEL_DROP: 4016444, Stream.FLIP: 969414387, Stream.SAMPLE_NOISE: 3665819476,
+    Stream.HELD_OUT_NOISE: 1180287812, Stream.DROPOUT: 1728912153, Stream.SOLVER_NOISE: 2163190904,
+}  # fmt: skip
+
+
+def test_a_number_is_the_one_it_was_since_runs_resume_on_them() -> None:
+    """Written down when the streams were first pinned: another value here is another run there."""
+    at, image = torch.tensor([3]), torch.tensor([0])
+    assert {stream: words(2**33 + 7, stream, 5, at, 1).item() for stream in Stream} == FIRST_WORDS
+    assert normal(1, Stream.NOISE, 2, image, (3,))[0].tolist() == pytest.approx([-2.4730587, -0.6579513, 0.0919401])
+    assert uniform(1, Stream.TIME, 2, at).item() == pytest.approx(0.99352413, abs=1e-7)
+    assert permutation(1, Stream.DATA_ORDER, 2, 8).tolist() == [4, 5, 0, 7, 1, 2, 6, 3]
+    assert kept(1, 2, at, 3, (8,), 0.5)[0].int().tolist() == [1, 0, 0, 0, 1, 1, 1, 0]
 
 
 def test_no_global_state_is_read_or_written() -> None:

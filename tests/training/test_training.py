@@ -1,5 +1,6 @@
 """Training: the step, its randomness, the loop, and resuming to the bit."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -13,11 +14,13 @@ from tests.latents import encode_noise
 from jlt import files
 from jlt.data import encode, open_latents
 from jlt.data.idx import Arrays
-from jlt.flow import TARGETS, TimeDensity, interpolate
+from jlt.flow import TARGETS, TimeDensity, interpolate, random
+from jlt.flow.random import Stream
 from jlt.nn import EMA, Dropout, Transformer, checkpoint
 from jlt.processes import Processes
 from jlt.sampling import load
 from jlt.training import Stopped, TrainConfig, draw_batch, held_out_losses, make_optimizer, read_metrics, train
+from jlt.training.config import MAY_CHANGE
 from jlt.training.held_out import BINS
 from jlt.training.metrics import Metrics
 from jlt.training.step import data_order, training_step
@@ -94,18 +97,88 @@ def test_training_lowers_the_loss_of_any_target_in_any_space(latents: Path, name
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_a_step_is_adamw_on_the_clipped_gradient_of_the_weighted_loss_of_the_recipe(latents: Path) -> None:
+    config = dataclasses.replace(
+        CONFIG, loss_space="v", loss_weight="edm", times=TimeDensity(mean=0.7, std=0.5), floor=0.3, betas=(0.8, 0.9),
+        weight_decay=0.1, clip=0.05, warmup_steps=0,
+    )  # fmt: skip
+    data, position = open_latents(latents), torch.arange(6)
+    model = Transformer(config.model(data.shape, data.num_classes))
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():  # whose last layers begin at 0
+        p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    twin, optimizer = copy.deepcopy(model), make_optimizer(model, config)
+    first, second = ([torch.zeros_like(p) for p in twin.parameters()] for _ in range(2))
+    for step in range(2):
+        batch = draw_batch(data, config, step, position)
+        u = random.uniform(config.seed, Stream.TIME, step, position)
+        torch.testing.assert_close(batch.t, torch.sigmoid(0.7 + 0.5 * torch.special.ndtri(u)))
+        _, norm = training_step(model, EMA(model, []), optimizer, batch, config, step)
+        t = batch.t[:, None, None, None]
+        error = (twin(t * batch.x + (1 - t) * batch.eps, batch.t, batch.label) - batch.x) / (1 - t).clamp(min=0.3)
+        weight = (batch.t / (1 - batch.t)) ** 2 + 1  # EDM's
+        gradients = torch.autograd.grad((weight * error.square().mean((1, 2, 3))).mean(), list(twin.parameters()))
+        length = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        torch.testing.assert_close(norm, length)
+        assert length > 0.05
+        for p, g, m, v in zip(twin.parameters(), gradients, first, second, strict=True):
+            g = g * 0.05 / length
+            m.mul_(0.8).add_(0.2 * g)
+            v.mul_(0.9).add_(0.1 * g**2)
+            change = (m / (1 - 0.8 ** (step + 1))) / ((v / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8)
+            p.data = p.data * (1 - 1e-2 * 0.1) - 1e-2 * change
+    for p, by_hand in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, by_hand, rtol=0, atol=2e-4)  # of 2e-2: float32 where a gradient is near 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_network_runs_in_the_dtype_of_the_recipe_and_its_weights_stay_float32(latents: Path, dtype: str) -> None:
+    config, data = dataclasses.replace(CONFIG, dtype=dtype), open_latents(latents)
+    model, seen = Transformer(config.model(data.shape, data.num_classes)), []
+    model.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    batch = draw_batch(data, config, 0, torch.arange(6))
+    training_step(model, EMA(model, []), make_optimizer(model, config), batch, config, 0)
+    assert seen == [dtype == "bfloat16"]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_run_whose_learning_rate_has_begun_to_fall_has_its_last_step_settled(latents: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, steps=8, decay_steps=4, save_every=2, held_out_every=0)
+    runs = [tmp_path / name for name in ("whole", "stopped", "falling")]
+    train(dataclasses.replace(config, steps=12), latents, runs[0])
+    for run, last in zip(runs[1:], (4, 6), strict=True):
+
+        def stop(step: int, loss: float, last: int = last) -> None:
+            if step == last:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(Stopped):
+            train(config, latents, run, progress=stop)
+    train(dataclasses.replace(config, steps=12), latents, runs[1])  # not begun to fall: as if it had been 12 at first
+    rates = [[line["learning_rate"] for line in read_metrics(run) if "loss" in line] for run in runs[:2]]
+    assert rates[0] == rates[1]
+    with pytest.raises(ValueError, match=r"finished step \d of 8, and with 12 steps its learning rate"):
+        train(dataclasses.replace(config, steps=12), latents, runs[2])
+
+
+def test_only_what_changes_no_step_may_change_when_a_run_goes_on() -> None:
+    assert set(MAY_CHANGE) == {"steps", "save_every", "keep_last", "keep_every", "snapshot_every"}
+
+
 def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(latents: Path) -> None:
     data = open_latents(latents)
     model = Transformer(CONFIG.model(data.shape, data.num_classes))
     ema, optimizer = EMA(model, [0.9]), make_optimizer(model, CONFIG)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for average in ema.averages[0.9].values():
+        average += 1  # so that an average that moves towards the weights shows
     batch = draw_batch(data, CONFIG, 0, torch.arange(6))
     batch.x[0, 0, 0, 0] = float("inf")
     _, norm = training_step(model, ema, optimizer, batch, CONFIG, step=9)
     assert not torch.isfinite(norm)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
-        assert torch.equal(ema.averages[0.9][name], before[name])
+        assert torch.equal(ema.averages[0.9][name], before[name] + 1)
 
 
 def test_training_stops_when_gradients_stay_not_finite(latents: Path, tmp_path: Path) -> None:

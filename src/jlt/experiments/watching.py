@@ -80,8 +80,8 @@ class Drawing:
         mine = labels.repeat(2 + share * processes.count // count)[processes.rank * share :][:share]
         with view.weights(weights):
             made = opened(view).sample(
-                mine, seed=self.seed, steps=self.steps, scale=self.scale, batch_size=self.batch_size,
-                first_index=processes.rank * share, progress=False,
+                mine, seed=self.seed, solver="heun", grid="uniform", steps=self.steps, scale=self.scale,
+                batch_size=self.batch_size, first_index=processes.rank * share, progress=False,
             )  # fmt: skip
         together = {name: processes.together(getattr(made, name))[:count] for name in ("images", "latents")}
         return Samples(

@@ -344,11 +344,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` returned; a weight without state, where others have some, is a ValueError."""
+    """Restore what `optimizer_tensors` returned; a weight without state is a ValueError."""
     for name, parameter in model.named_parameters():
         found = {entry for entry in ("step", "exp_avg", "exp_avg_sq") if f"{entry}/{name}" in tensors}
-        if not tensors:
-            continue
         if len(found) != 3:
             raise ValueError(f"the optimizer's state of {name!r} has {len(found)} tensors, AdamW keeps 3")
         state = {entry: torch.zeros_like(parameter.detach()) for entry in ("exp_avg", "exp_avg_sq")}

@@ -8,7 +8,7 @@
     RUN/ema/step-*/               snapshots of the power averages, if any are kept; see there
     RUN/lock                      held while a process, or the first of several, trains here
 
-`step` in these files counts finished steps. To resume, run the same command again: the weights, averages, optimizer
+`step` in these files counts finished steps. `steps` may change as long as the rates so far would be the same. To resume, run the same command again: the weights, averages, optimizer
 and metrics come out as in a run that was never stopped. Ctrl-C, SIGTERM and SIGUSR1 save first; after anything harder
 the last checkpoint is the state, and metrics written after it are dropped.
 """
@@ -301,6 +301,13 @@ def prepare(config: TrainConfig, run: Path, header: dict[str, Any]) -> None:
     refuse_changes(saved.header["latents"], json.loads(json.dumps(header["latents"])), run)
     if saved.step > config.steps:
         raise ValueError(f"{run} has finished step {saved.step}, but steps is {config.steps}")
+    planned = saved.header["training"]["steps"]
+    fallen = config.decay_steps and saved.step - 1 > min(planned, config.steps) - config.decay_steps
+    if fallen and config.steps != planned:
+        raise ValueError(
+            f"{run} has finished step {saved.step} of {planned}, and with {config.steps} steps its learning rate, "
+            f"which falls over the last {config.decay_steps}, would have been another; a new run may --init from it"
+        )
 
 
 def start(

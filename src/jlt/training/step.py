@@ -37,7 +37,8 @@ class Batch:
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors))
+        # elsewhere a copy that is not waited for may read memory that is already another's
+        return Batch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in self.tensors))
 
     def pin_memory(self) -> "Batch":
         return Batch(*(tensor.pin_memory() for tensor in self.tensors))
