@@ -8,9 +8,10 @@
     RUN/ema/step-*/               snapshots of the power averages, if any are kept; see there
     RUN/lock                      held while a process, or the first of several, trains here
 
-`step` in these files counts finished steps. `steps` may change as long as the rates so far would be the same. To resume, run the same command again: the weights, averages, optimizer
-and metrics come out as in a run that was never stopped. Ctrl-C, SIGTERM and SIGUSR1 save first; after anything harder
-the last checkpoint is the state, and metrics written after it are dropped.
+`step` in these files counts finished steps. `steps` may change as long as the rates so far would be the same. To
+resume, run the same command again: the weights, averages, optimizer and metrics come out as in a run that was never
+stopped. Ctrl-C, SIGTERM and SIGUSR1 save first; after anything harder the last checkpoint is the state, and metrics
+written after it are dropped.
 """
 
 import contextlib
