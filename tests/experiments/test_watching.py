@@ -273,6 +273,22 @@ print(json.dumps([forked(2, lambda rank: work(rank, *job)) for job in json.loads
 """
 
 
+def test_watchers_make_images_by_as_many_even_steps_of_heun_as_asked(latents: Path, tmp_path: Path) -> None:
+    made = []
+
+    class Look:
+        every = 8
+
+        def __call__(self, view: View) -> Line:
+            made.append(Drawing(steps=3)(view, torch.zeros(2, dtype=torch.int64)))
+            return {}
+
+    train(CONFIG, latents, tmp_path / "run", watchers=[Look()])
+    (samples,) = made
+    assert samples.evaluations == 5  # the last step is Euler's
+    assert (samples.settings["solver"], samples.settings["grid"]) == ("heun", "uniform")
+
+
 def test_several_processes_see_what_one_sees(
     latents: Path, tmp_path: Path, fork: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
