@@ -165,3 +165,11 @@ def test_every_kind_refuses_a_small_image_unless_upscaling_is_asked_for(same_ima
         small[0]
     assert open_source(same_images[kind], 1024, upscale=True)[0][0].shape == (3, 1024, 1024)
     assert open_source(same_images[kind]).image_shape == (3, 256, 256)
+
+
+@pytest.mark.parametrize(("beside", "count"), [("samples.json", 2), ("notes.json", 4)])
+def test_sheets_of_samples_are_no_samples(tmp_path, beside, count):
+    for name in ("000000.png", "000001.png", "grid.png", "strip.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / beside).write_text("{}")
+    assert len(open_source(str(tmp_path), 8)) == count

@@ -73,10 +73,11 @@ def list_local(path: str) -> tuple[list[str], dict[str, list[File]]]:
 
 
 def image_files(folder: Path, deep: bool) -> list[File]:
-    """List image files by rising path."""
+    """List image files by rising path; beside samples.json, but for the sheets of them that `jlt sample` draws."""
+    sheets = ("grid.png", "strip.png") if (folder / "samples.json").is_file() else ()
     entries = folder.rglob("*") if deep else folder.iterdir()
     seen = (file for file in entries if not remote.hidden(str(file.relative_to(folder))))
-    found = sorted(file for file in seen if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(f for f in seen if f.suffix.lower() in SUFFIXES and f.is_file() and f.name not in sheets)
     return [File(str(file), file.stat().st_size) for file in found]
 
 
