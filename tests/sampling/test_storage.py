@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from jlt import files
 from jlt.data.representations import Pixels
@@ -93,6 +94,24 @@ def test_other_images_are_not_mixed_in(generator: Generator, tmp_path: Path) -> 
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(ValueError, match=r"is not empty and holds no samples\.json"):
         generate(generator, LABELS, tmp_path / "mine", **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda old: old[:-1], "images-00000.safetensors is damaged .* remove it, and the same command makes it again"),
+        (lambda _: save({"weight": torch.zeros(1)}), "images-00000.safetensors holds no images that this command made"),
+        (lambda _: save({"weight": torch.zeros(1)}, {"by": "another"}), "images-00000.safetensors holds no images"),
+    ],
+)
+def test_a_damaged_or_foreign_batch_is_told_in_one_line(generator: Generator, tmp_path: Path, content, message) -> None:
+    generate(generator, LABELS, tmp_path / "out", **SETTINGS)
+    path = batch_path(tmp_path / "out", 0)
+    path.write_bytes(content(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        list(batches(tmp_path / "out"))
+    with pytest.raises(ValueError, match=message):
+        generate(generator, LABELS, tmp_path / "out", **SETTINGS)
 
 
 def test_bad_input_leaves_nothing(generator: Generator, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
@@ -127,6 +127,18 @@ def write_batch(path: Path, made: Samples) -> None:
     files.write_bytes(path, save({"images": made.images, "latents": made.latents}, took))
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a stored batch; a damaged file, or one of something else, is a ValueError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if "evaluations" not in (file.metadata() or {}):
+                raise ValueError(f"{path} holds no images that this command made; move it out of the folder")
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the same command makes it again") from None
+
+
 def batch(
     generator: Generator, labels: Int[Tensor, " n"], out: Path, how: Making, k: int
 ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b _ _ _"]]:
@@ -135,7 +147,7 @@ def batch(
     if not path.is_file():
         mine = labels[first : first + how.batch_size]
         write_batch(path, generator.sample(mine, first_index=first, progress=False, **vars(how)))
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         return file.get_tensor("images"), file.get_tensor("latents")
 
 
@@ -143,7 +155,7 @@ def finish(out: Path, asked: Mapping[str, Any], state: bool = True) -> Spent:
     """Return what all batches took, and state it in the folder."""
     counts = []
     for path in batch_paths(out):
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             counts.append(file.metadata())
     evaluations, passes = (max(int(each[name]) for each in counts) for name in ("evaluations", "network_passes"))
     spent = Spent(evaluations, passes, sum(float(each["seconds"]) for each in counts))
@@ -156,7 +168,7 @@ def finish(out: Path, asked: Mapping[str, Any], state: bool = True) -> Spent:
 def stored(out: Path) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b _ _ _"]]]:
     """Read a folder's images and latents batch by batch, in order."""
     for path in batch_paths(out):
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             yield file.get_tensor("images"), file.get_tensor("latents")
 
 
