@@ -282,7 +282,9 @@ def rehearse(
 ) -> str:
     """Train the recipe's network on synthetic latents: two steps, a save, and from the save as many as fit the time."""
     planned, before = plan(config, expected, micro_batch_size=micro_batch_size), peak_resident()
-    config = replace(config, batch_size=micro_batch_size, steps=2, save_every=steps, keep_last=1, held_out_every=0)
+    config = replace(
+        config, batch_size=micro_batch_size, steps=2, save_every=steps, keep_last=1, held_out_every=0, decay_steps=0
+    )
     with tempfile.TemporaryDirectory(dir=folder, prefix="jlt-doctor-") as temporary:
         needed = 2 * planned.checkpoint_bytes + 4 * planned.latent_bytes * micro_batch_size // expected.num_images
         if needed > (free := shutil.disk_usage(temporary).free):
